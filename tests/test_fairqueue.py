@@ -1,0 +1,236 @@
+"""The queue: last in, first out for what rests, first come, first served for who waits, and nothing lost between."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from helpers import eventually
+
+from pymysqlpool.fairqueue import FairQueue, QueueClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads to wait in."""
+    with ThreadPoolExecutor(12) as executor:
+        yield executor
+
+
+def line_up(queue_: FairQueue[Any], threads: ThreadPoolExecutor, count: int) -> list[Future[Any]]:
+    """Let threads wait for ever, one after the other."""
+    line = []
+    for _ in range(count):
+        already = queue_.waiting()
+        line.append(threads.submit(queue_.get))
+        eventually(lambda: queue_.waiting() == already + 1)  # noqa: B023  used in this round alone
+    return line
+
+
+def test_it_is_a_queue() -> None:
+    """It is a `queue.Queue`, with its counts and its errors."""
+    items: FairQueue[int] = FairQueue(2)
+    assert isinstance(items, queue.Queue)
+    assert (items.qsize(), items.empty(), items.full(), items.maxsize) == (0, True, False, 2)
+    for item in (1, 2):
+        items.put(item)
+    assert (items.qsize(), items.empty(), items.full()) == (2, False, True)
+    assert items.get_nowait() == 2
+    assert items.get(block=False) == 1
+    for kwargs in ({"block": False}, {"timeout": 0}, {"timeout": 0.001}):
+        with pytest.raises(queue.Empty):
+            items.get(**kwargs)
+    assert items.waiting() == 0
+
+
+def test_last_in_first_out() -> None:
+    """What came last is taken first, and what was put below is taken last."""
+    items: FairQueue[int] = FairQueue()
+    for item in (1, 2, 3):
+        items.put(item)
+    items.put_below(4)
+    items.put_below(5)
+    assert items.resting() == [5, 4, 1, 2, 3]
+    assert [items.get() for _ in range(5)] == [3, 2, 1, 4, 5]
+
+
+def test_ten_waiters_are_served_in_order(threads: ThreadPoolExecutor) -> None:
+    """An item goes to the thread that has waited longest, and to no other, whichever way it is put."""
+    items: FairQueue[int] = FairQueue()
+    line = line_up(items, threads, 10)
+    for number, waiter in enumerate(line):
+        (items.put_below if number % 2 else items.put)(number)
+        assert waiter.result() == number
+        assert [later.done() for later in line].count(True) == number + 1
+        assert items.waiting() == 9 - number
+    assert items.empty()
+
+
+def test_a_passer_by_does_not_take_what_is_handed_over(threads: ThreadPoolExecutor) -> None:
+    """An item that was put while somebody waits is nobody else's, even before the waiter has woken."""
+    items: FairQueue[int] = FairQueue()
+    for _ in range(100):
+        [waiter] = line_up(items, threads, 1)
+        items.put(1)
+        with pytest.raises(queue.Empty):
+            items.get(block=False)
+        assert waiter.result() == 1
+
+
+class EventfulQueue(FairQueue[str]):
+    """One in which something happens at the end of this thread's wait, before it takes the mutex again."""
+
+    def __init__(self, *events: Any) -> None:
+        super().__init__()
+        self.events = list(events)
+        self.thread = threading.current_thread()
+
+    def _wait(self, *args: Any) -> None:
+        if threading.current_thread() is not self.thread:
+            super()._wait(*args)
+            return
+        try:
+            super()._wait(*args)
+        finally:
+            for event in self.events:
+                event(self)
+
+
+def put(items: EventfulQueue) -> None:
+    items.put("handed")
+
+
+def interrupt(_: EventfulQueue) -> None:
+    raise KeyboardInterrupt
+
+
+def close(items: EventfulQueue) -> None:
+    assert items.close() == []
+
+
+def test_a_waiter_that_times_out_while_it_is_handed_an_item_gets_it() -> None:
+    """What is handed over between the end of the time and the mutex is not lost: the waiter takes it."""
+    items = EventfulQueue(put)
+    assert items.get(timeout=0.001) == "handed"
+    assert (items.qsize(), items.waiting()) == (0, 0)
+
+
+def test_what_comes_after_the_time_rests() -> None:
+    """Who has timed out has left the line: what comes then goes to others."""
+    items = EventfulQueue()
+    with pytest.raises(queue.Empty):
+        items.get(timeout=0.001)
+    assert items.waiting() == 0
+    items.put("later")
+    assert items.resting() == ["later"]
+
+
+@pytest.mark.parametrize("timeout", [0.001, 30])
+def test_an_interrupted_waiter_hands_on_to_the_next(threads: ThreadPoolExecutor, timeout: float) -> None:
+    """A waiter that is interrupted after it was handed an item gives it to the next in line."""
+    items = EventfulQueue(put, interrupt)
+    if timeout > 1:  # served within the time, and then interrupted
+        items.events = [interrupt]
+        threading.Thread(target=lambda: (eventually(lambda: items.waiting() == 1), put(items))).start()
+        with pytest.raises(KeyboardInterrupt):
+            items.get(timeout=timeout)
+        assert items.resting() == ["handed"]
+        items.get()
+        items.events = [put, interrupt]
+
+    behind: list[Future[str]] = []
+    items.events.insert(0, lambda _: behind.extend(line_up(items, threads, 2)))
+    with pytest.raises(KeyboardInterrupt):
+        items.get(timeout=0.001)
+    assert behind[0].result() == "handed"
+    assert (items.qsize(), items.waiting(), behind[1].done()) == (0, 1, False)
+    items.put("next")
+    assert behind[1].result() == "next"
+
+
+def test_an_interrupted_waiter_lets_it_rest() -> None:
+    """Where nobody waits behind it, what an interrupted waiter was handed rests."""
+    items = EventfulQueue(put, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        items.get(timeout=0.001)
+    assert items.resting() == ["handed"]
+    assert items.waiting() == 0
+
+
+def test_an_interrupted_waiter_leaves_the_line() -> None:
+    """A waiter that is interrupted before it was handed anything is handed nothing."""
+    items = EventfulQueue(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        items.get(timeout=0.001)
+    items.put("later")
+    assert items.resting() == ["later"]
+
+
+def test_control_c_interrupts_the_wait() -> None:
+    """Control-C reaches a main thread that waits for ever, which then has left the line."""
+    items: FairQueue[str] = FairQueue()
+
+    def press() -> None:
+        eventually(lambda: items.waiting() == 1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as threads:
+        pressed = threads.submit(press)
+        with pytest.raises(KeyboardInterrupt):
+            items.get()
+        pressed.result()
+    assert items.waiting() == 0
+    items.put("later")
+    assert items.resting() == ["later"]
+
+
+def test_close_wakes_all(threads: ThreadPoolExecutor) -> None:
+    """`close()` wakes all who wait, and from then on nothing goes in or comes out."""
+    items: FairQueue[str] = FairQueue()
+    line = line_up(items, threads, 3)
+    assert not items.closed
+    assert items.close() == []
+    for waiter in line:
+        with pytest.raises(QueueClosed):
+            waiter.result()
+    assert items.closed
+    for method in (items.put, items.put_below):
+        with pytest.raises(QueueClosed):
+            method("late")
+    for kwargs in ({}, {"block": False}, {"timeout": 1}):
+        with pytest.raises(QueueClosed):
+            items.get(**kwargs)
+    assert items.resting() == []
+
+
+def test_close_returns_what_rested() -> None:
+    """`close()` gives what rested to its caller, once."""
+    items: FairQueue[str] = FairQueue()
+    items.put("one")
+    items.put("two")
+    assert sorted(items.close()) == ["one", "two"]
+    assert items.close() == []
+    assert items.qsize() == 0
+
+
+def test_what_was_handed_over_before_the_close_is_the_waiters() -> None:
+    """A waiter that was handed an item before the queue was closed gets it."""
+    items = EventfulQueue(put, close)
+    assert items.get(timeout=0.001) == "handed"
+
+
+def test_nothing_comes_to_rest_in_a_closed_queue() -> None:
+    """What a waiter was handed before the queue was closed, and could not take, does not rest in there."""
+    items = EventfulQueue(put, close, interrupt)
+    with pytest.raises(BaseException):  # noqa: B017, PT011  the interrupt or what came of it
+        items.get(timeout=0.001)
+    assert items.resting() == []
+    with pytest.raises(QueueClosed):
+        items.get(block=False)
