@@ -1,0 +1,199 @@
+"""What a borrower may leave behind in the server's session, and what undoes it. Every rule of it is here."""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pymysql.charset import charset_by_name
+from pymysql.constants import CLIENT, COMMAND
+from pymysql.err import DatabaseError
+
+if TYPE_CHECKING:
+    from .connection import Connection
+
+# COM_RESET_CONNECTION, in MySQL from 5.7.3 and MariaDB from 10.2.4 on: it undoes transaction, locks, variables,
+# temporary tables and prepared statements, sets charset, autocommit, sql_mode and tracking to the server's defaults,
+# and keeps the database and the role.
+# https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_reset_connection.html
+_COM_RESET_CONNECTION = 0x1F
+
+#: The bit of the server status with which the session tracker says that a statement has changed something in the
+#: session.
+STATE_CHANGED = 0x4000
+
+#: How much of a borrower's doing is left in the session, besides a transaction: nothing; what a reset undoes; and what
+#: a
+#: reset may keep, a role or a database, so that nobody may use the session before it is known to have been undone.
+CLEAN, DIRTY, DOUBTFUL = range(3)
+
+# Whether a transaction is open is told by each reply. MySQL's tracker reports these as a change, which they are not.
+_OF_TRANSACTION = re.compile(
+    rb"\s*(?:BEGIN(?:\s+WORK)?|START\s+TRANSACTION[\s\w,]*|(?:COMMIT|ROLLBACK|SAVEPOINT|RELEASE\s+SAVEPOINT)[\s\w]*);?\s*",
+    re.IGNORECASE,
+)
+_ENDS_TRANSACTION = re.compile(rb"\s*(?:COMMIT|ROLLBACK)(?:\s+WORK)?\s*;?\s*", re.IGNORECASE)
+_READS = re.compile(rb"[\s(]*(?:SELECT|SHOW|EXPLAIN|DESC)", re.IGNORECASE)
+# What these change in the session, also by a trigger, the tracker reports, but for what _SUSPECTS find in them. The
+# list is of what is known, so that all else is in doubt: SET, USE, CALL, PREPARE, HANDLER, FLUSH and what servers will
+# yet think of.
+_KNOWN = re.compile(
+    rb"(?:\s|/\*(?![!M]).*?\*/)*\(*\s*"  # comments before it, though not those that the server executes
+    rb"(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|WITH|SHOW|EXPLAIN|DESCRIBE|DESC|TRUNCATE"
+    rb"|(?:CREATE|ALTER|DROP)\s+(?:TABLE|INDEX|VIEW))\b",
+    re.IGNORECASE | re.DOTALL,
+)
+# Variables, which the tracker misses in a SELECT; GET_LOCK, of which it knows nothing; a second statement; the comments
+# that servers execute. (Each `in` is a fast search in C; one regular expression for all takes ten times as long.)
+_SUSPECTS = (b"@", b"LOCK", b";", b"/*!", b"/*M!", b"TEMPORARY")
+_QUOTED = re.compile(rb"'[^']*'|\"[^\"]*\"|`[^`]*`")
+# Where these are the quotes need not pair up, as in 'it\'s' or in a comment, and nothing can be said of what is quoted.
+_UNPAIRED = re.compile(rb"[\\\x80-\xff]|--|#|/\*")
+# What may set a role or choose a database, by itself or in code that the client does not see.
+_MAY_LAST = re.compile(rb"\b(?:ROLE|USE|DATABASE|SCHEMA|CALL|EXECUTE|BEGIN)\b", re.IGNORECASE)
+# A statement longer than this costs more to read than the session costs to reset.
+_LONG = 16 * 1024
+
+
+def trace_of(command: int, sql: bytes, *, tracked: bool) -> int:
+    """What `command` leaves in the session that the status of its reply would not tell: CLEAN, DIRTY or DOUBTFUL."""
+    if command != COMMAND.COM_QUERY:
+        return CLEAN if command == COMMAND.COM_PING else DOUBTFUL
+    if len(sql) > _LONG:
+        return DOUBTFUL
+    if _KNOWN.match(sql):
+        if not _is_suspect(sql):
+            return CLEAN if tracked else DIRTY
+    elif is_of_transaction(sql):
+        return CLEAN if tracked else DIRTY
+    return DOUBTFUL if _MAY_LAST.search(sql) else DIRTY
+
+
+def is_of_transaction(sql: bytes) -> bool:
+    """Whether `sql` does no more than begin or end a transaction or a part of one."""
+    return _OF_TRANSACTION.fullmatch(sql) is not None
+
+
+def ends_transaction(sql: bytes) -> bool:
+    """Whether no transaction is open after `sql`, also where the status can't tell."""
+    return _ENDS_TRANSACTION.fullmatch(sql) is not None
+
+
+def writes(sql: bytes) -> bool:
+    """Whether the rows that `sql` has affected are rows that it has written, not read."""
+    return _READS.match(sql) is None
+
+
+def _is_suspect(sql: bytes) -> bool:
+    """Whether something suspect stands in `sql`, and not just in a quoted string such as an e-mail address."""
+    text = sql.upper().rstrip(b"; \t\r\n")
+    for suspect in _SUSPECTS:
+        if suspect in text and (_UNPAIRED.search(text) or suspect in _QUOTED.sub(b"", text)):
+            return True
+    return False
+
+
+class Cleaning(NamedTuple):
+    """Commands that clean a session, to be written in one go, and how many replies they get."""
+
+    packets: bytes
+    replies: int
+    #: Whether they may fail though the session is alive; then it is not lent before they are known to have succeeded.
+    doubtful: bool = False
+
+
+def _cleaning(commands: list[tuple[int, bytes]]) -> Cleaning:
+    return Cleaning(
+        b"".join(struct.pack("<IB", len(sql) + 1, command) + sql for command, sql in commands), len(commands)
+    )
+
+
+_ROLLBACK = _cleaning([(COMMAND.COM_QUERY, b"ROLLBACK")])
+#: What a session needs that the server has no way of resetting: it is given up.
+IMPOSSIBLE = _cleaning([])
+
+
+class ServerFacts:
+    """What is found out about the server, once for all sessions of a pool."""
+
+    def __init__(self) -> None:
+        #: The role that a session begins with, as an SQL literal; None: the server has none, or it is not known yet.
+        self.role: str | None = None
+        self.knows_role = False
+        #: Whether the server knows COM_RESET_CONNECTION; None: not known yet.
+        self.can_reset: bool | None = None
+
+
+def cleaning_after(connection: Connection, reset: str | None, *, failed: bool) -> Cleaning | None:
+    """What has to be undone after `connection` was borrowed, by the pool's choice of `reset`; None if nothing.
+
+    Where it `failed`, by an exception that ends a block, the transaction is rolled back in any case.
+    """
+    if (reset == "auto" and connection._trace) or (reset == "session" and connection._user):
+        can_reset = connection._facts.can_reset
+        if can_reset is False:
+            return IMPOSSIBLE
+        # "session" is chosen for what no client sees, be it a role.
+        is_doubtful = connection._trace == DOUBTFUL or can_reset is None or reset == "session"
+        return connection._reset._replace(doubtful=True) if is_doubtful else connection._reset
+    if (reset is not None or failed) and connection._may_be_in_transaction:
+        return _ROLLBACK
+    return None
+
+
+def settle(connection: Connection) -> None:
+    """Prepare a session that was just opened: turn the tracker on, and lay out the reset that leads back here."""
+    connection._tracked = bool(connection.server_capabilities & CLIENT.SESSION_TRACK)  # a proxy may lack it
+    if connection._tracked:
+        connection.query("SET SESSION session_track_state_change = 1")
+    facts = connection._facts
+    if not facts.knows_role:
+        facts.role = _current_role(connection)
+        facts.knows_role = True
+    connection._reset = _reset_to(connection, facts.role)
+
+
+def _current_role(connection: Connection) -> str | None:
+    """The role that the session has, as an SQL literal; None where the server has no roles."""
+    try:
+        connection.query("SELECT CURRENT_ROLE()")
+    except DatabaseError:
+        if not connection.open:
+            raise
+        return None
+    return connection.escape(connection._result.rows[0][0])
+
+
+def _reset_to(connection: Connection, role: str | None) -> Cleaning:
+    """The reset that makes the session what `connect()` has made it, in one trip.
+
+    What COM_RESET_CONNECTION keeps and no statement brings back makes it fail: a role that was set, or a database where
+    `connect()` had chosen none. Then a new session is opened.
+    """
+    # Before 1.1 PyMySQL did not say SET NAMES in connect(), and the collation was that of the handshake.
+    handshake: Any = charset_by_name(connection.charset)
+    collation = getattr(connection, "collation", handshake.collation)
+    autocommit = "@@autocommit" if connection.autocommit_mode is None else str(int(connection.autocommit_mode))
+    unchanged = [] if role is None else [f"CURRENT_ROLE() <=> {role}"]
+    if not connection.db:
+        unchanged.append("DATABASE() IS NULL")
+    settings = [
+        f"NAMES {connection.charset}" + (f" COLLATE {collation}" if collation else ""),
+        # No autocommit is 2: there the statement fails.
+        f"autocommit = IF({' AND '.join(unchanged) or 'TRUE'}, {autocommit}, 2)",
+    ]
+    if connection.sql_mode is not None:
+        settings.append(f"sql_mode = {connection.escape(connection.sql_mode)}")
+    if connection._tracked:
+        settings.append("SESSION session_track_state_change = 1")
+    statements = ["SET " + ", ".join(settings)]
+    if connection.init_command is not None:
+        statements.append(connection.init_command)
+        if connection.autocommit_mode is not None:  # in connect() it comes last
+            statements.append(f"SET autocommit = {autocommit}")
+    commands = [(_COM_RESET_CONNECTION, b"")]
+    if connection.db:  # bytes since connect()
+        commands.append((COMMAND.COM_INIT_DB, connection.db))
+    commands += [(COMMAND.COM_QUERY, statement.encode(connection.encoding)) for statement in statements]
+    return _cleaning(commands)
