@@ -1,0 +1,25 @@
+"""A connection pool for PyMySQL: nothing crosses from one borrower to the next.
+
+pool = pymysqlpool.ConnectionPool(size=2, name="pool1", host=..., user=..., password=..., database=...)
+with pool.get_connection() as cur:
+    cur.execute("select 1+1")
+"""
+
+from .connection import Connection
+from .errors import GetConnectionFromPoolError, PoolClosedError, PoolError, ReturnConnectionToPoolError
+from .log import logger
+from .pool import ConnectionPool, ConnectionPoolSingleton
+
+__version__ = "1.0.0"
+
+__all__ = [
+    "Connection",
+    "ConnectionPool",
+    "ConnectionPoolSingleton",
+    "GetConnectionFromPoolError",
+    "PoolClosedError",
+    "PoolError",
+    "ReturnConnectionToPoolError",
+    "__version__",
+    "logger",
+]

@@ -1,0 +1,504 @@
+"""Who may have a connection, and when."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import queue
+import sys
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Callable, NoReturn
+
+from pymysql.constants import CLIENT
+from pymysql.err import MySQLError
+
+from .callers import warn_caller
+from .connection import Connection
+from .errors import GetConnectionFromPoolError, PoolClosedError, ReturnConnectionToPoolError
+from .fairqueue import LineTooLong, QueueClosed
+from .log import logger
+from .place import Place, Places
+from .session import ServerFacts, settle
+from .wire import PING_TIMEOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+
+class ConnectionPool:
+    """At most `maxsize` connections to one server, lent in the order of asking. All times are seconds, as floats.
+
+    - `size` (default 10): how many are meant to be open; `maxsize`: the bound under load (None: `size`);
+      `pre_create_num`: how many are opened at once (None: all of `size`).
+    - `name`: defaults to `host-port-user-database`.
+    - `con_lifetime` (3600.0; 0 or None: no end): a connection older than this is replaced when it is borrowed or
+      returned.
+    - `idle_timeout` (600.0; None: never): how long connections above `size` may rest.
+    - `ping_after` (30.0; 0: always; None: never): one that has rested longer is pinged before it is lent.
+    - `max_waiting` (None: no limit): with so many threads in the line, the next is refused at once.
+    - `leak_warning` (None: never): a connection held longer is logged, with the line of the borrow.
+    - `reset`: what of a borrower's session is undone before the next one's first command: "auto" what may have been
+      left, "session" always all, "rollback" transactions only, None nothing.
+    - `connection_class`: a subclass of `Connection`.
+
+    All other keywords are those of `pymysql.connect()`; a `password` that is a callable is asked at each opening.
+
+    Raises TypeError or ValueError for a bad argument and PyMySQL's own error where a connection can't be opened; what
+    has been opened by then is closed.
+    """
+
+    def __init__(
+        self,
+        size: int = 10,
+        name: str | None = None,
+        *,
+        maxsize: int | None = None,
+        pre_create_num: int | None = None,
+        con_lifetime: float | None = 3600.0,
+        idle_timeout: float | None = 600.0,
+        ping_after: float | None = 30.0,
+        max_waiting: int | None = None,
+        leak_warning: float | None = None,
+        reset: str | None = "auto",
+        connection_class: type[Connection] = Connection,
+        **connect_kwargs: Any,
+    ) -> None:
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name should be a string, not {name!r}: a bound is given as maxsize=")
+        _check_count("size", size, at_least=1)
+        maxsize = size if maxsize is None else maxsize
+        _check_count("maxsize", maxsize, at_least=size)
+        pre_create_num = size if pre_create_num is None else pre_create_num
+        _check_count("pre_create_num", pre_create_num, at_most=size)
+        if max_waiting is not None:
+            _check_count("max_waiting", max_waiting)
+        if reset not in ("auto", "session", "rollback", None):
+            raise ValueError(f"reset should be 'auto', 'session', 'rollback' or None, not {reset!r}")
+        if not (isinstance(connection_class, type) and issubclass(connection_class, Connection)):
+            raise TypeError(
+                f"connection_class should be a subclass of pymysqlpool.Connection, not {connection_class!r}"
+            )
+        if "defer_connect" in connect_kwargs:
+            raise TypeError("defer_connect is the pool's own: it opens a connection when one is needed")
+        _replace_deprecated(connect_kwargs)
+        self.maxsize = maxsize
+        self.con_lifetime = _seconds("con_lifetime", con_lifetime) or math.inf
+        self.idle_timeout = _seconds("idle_timeout", idle_timeout)
+        self.ping_after = _seconds("ping_after", ping_after)
+        self.leak_warning = _seconds("leak_warning", leak_warning)
+        self.reset = reset
+        self.name = name or "{}-{}-{}-{}".format(
+            connect_kwargs.get("host") or "localhost",
+            connect_kwargs.get("port") or 3306,
+            connect_kwargs.get("user") or "",
+            connect_kwargs.get("database") or "",
+        )
+        self._size = size
+        self._ping_after = math.inf if self.ping_after is None else self.ping_after
+        self._max_waiting = max_waiting
+        # Every connection is a copy of this one and shares its SSLContext: to make one takes 24 ms and 0.85 MB.
+        self._template = connection_class(**connect_kwargs, defer_connect=True)
+        self._template.kwargs = connect_kwargs
+        self._template.client_flag |= CLIENT.SESSION_TRACK
+        self._template._facts = ServerFacts()
+        self._begin()
+        try:
+            for connection in [self._pool.get() for _ in range(pre_create_num)]:
+                self._take_back(self._opened(connection))
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
+        """Begin with places of which none is open, in a new pool or in a forked child."""
+        self._pool = Places(self._template, self.maxsize, self._max_waiting)
+        # A pool that is dropped, or alive when the interpreter exits, takes its leave from the server.
+        self._farewell = weakref.finalize(self, _say_goodbye, self._pool)
+        self._last_failure: MySQLError | None = None
+        self._next_check = 0.0
+        _pools.add(self)
+
+    # Borrow
+
+    def get_connection(
+        self,
+        timeout: float | None = 1,
+        retry_num: int = 1,
+        *,
+        retry_interval: float | None = None,
+        pre_ping: bool = False,
+    ) -> Connection:
+        """Borrow a connection, in up to `retry_num + 1` tries of `timeout` seconds each.
+
+        A `timeout` of 0 is at once, None for ever. It is the wait in the line, in which a retry keeps its place;
+        opening a connection has PyMySQL's `connect_timeout`. `retry_interval` is the name that later releases of the
+        old package gave the seconds of a try. With `pre_ping` the connection is pinged, however short it has rested.
+
+        Raises `GetConnectionFromPoolError` when the time is over, `PoolClosedError` when the pool is closed, and
+        PyMySQL's own error when the server can't be reached.
+        """
+        if retry_interval is not None:
+            timeout = retry_interval
+        if (
+            type(retry_num) is not int
+            or retry_num < 0
+            or not (timeout is None or (type(timeout) in _NUMBERS and timeout >= 0))
+        ):
+            _check_wait("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
+        try:
+            connection = self._pool.get(True, None if timeout is None else timeout * (retry_num + 1))
+        except LineTooLong:
+            raise self._exhausted(
+                f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
+            ) from None
+        except queue.Empty:
+            error = self._exhausted(f"within {timeout}*{retry_num + 1} second(s)")
+            if self._last_failure is not None:
+                raise error from self._last_failure
+            raise error  # noqa: B904  while handling queue.Empty, as ever
+        except QueueClosed:
+            raise PoolClosedError(f"pool({self.name}) is closed") from None
+        now = time.monotonic()
+        place = connection._place
+        if now >= place.look_after or pre_ping or place.has_news():
+            connection = self._opened(connection, now, pre_ping=pre_ping)
+        connection._pool = self
+        place.loan.begin(sys._getframe(1), now)
+        if now >= self._next_check:
+            self._check(now)
+        if logger.level <= logging.DEBUG:
+            logger.debug("Get connection from pool(%s)", self.name)
+        return connection
+
+    @contextlib.contextmanager
+    def connection(
+        self,
+        timeout: float | None = 1,
+        retry_num: int = 1,
+        *,
+        retry_interval: float | None = None,
+        pre_ping: bool = False,
+    ) -> Iterator[Connection]:
+        """A block with the whole `Connection`: commit, or rollback on an exception, then back. As `get_connection`."""
+        connection = self.get_connection(timeout, retry_num, retry_interval=retry_interval, pre_ping=pre_ping)
+        with connection:
+            yield connection
+
+    def _opened(self, connection: Connection, now: float = 0.0, *, pre_ping: bool = False) -> Connection:
+        """`connection` after a closer look: opened where it was not, replaced where it is dead. No lock is held."""
+        place = connection._place
+        if place.is_open and not self._is_fit(connection, now, pre_ping=pre_ping):
+            del connection._place
+            place.forget_session()
+            connection = place.unopened()
+        if not place.is_open:
+            try:
+                # The handshake, too, has `connect_timeout` for each of its steps.
+                with connection._patience(connection.connect_timeout):
+                    connection.connect()
+                    if connection.open:  # not where `connect` has been patched away
+                        settle(connection)
+                place.remember_session(connection, self.con_lifetime)
+            except BaseException as error:
+                if isinstance(error, MySQLError):
+                    # For those who wait in vain; without its traceback, whose frames would keep connections alive.
+                    self._last_failure = type(error)(*error.args)
+                del connection._place
+                connection._force_close()
+                place.forget_session()
+                self._take_back(place.unopened())
+                raise
+            self._last_failure = None
+        return connection
+
+    def _is_fit(self, connection: Connection, now: float, *, pre_ping: bool) -> bool:
+        """Whether an idle session may be lent; else it is closed."""
+        place = connection._place
+        if connection._sock is not place.sock:
+            return False
+        if now >= place.expires_at:
+            connection.close()
+            return False
+        try:
+            with connection._patience(PING_TIMEOUT):
+                owed = connection._owed
+                if owed is not None and (owed.doubtful or place.has_news()):
+                    connection._read_owed()
+                if pre_ping or now - place.rests_since >= self._ping_after:
+                    connection.ping()
+        except MySQLError:
+            connection._abandon()
+            return False
+        # While a reply is owed, bytes may be just that. Else the server has closed the session (KILL, wait_timeout,
+        # restart), perhaps with a parting error packet.
+        if connection._owed is None and (place.has_news() or (owed is not None and connection._has_more_in_buffer())):
+            connection._abandon()
+            return False
+        return True
+
+    def _exhausted(self, text: str) -> GetConnectionFromPoolError:
+        """The error for a borrower who has got nothing, naming the culprits."""
+        self._check(time.monotonic())
+        error = GetConnectionFromPoolError(f"can't get connection from pool({self.name}) {text}")
+        error.holders = []
+        for loan in self._pool.borrows():
+            holder = loan.as_data()
+            if holder is None:
+                continue
+            error.holders.append(holder)
+            if hasattr(error, "add_note"):  # pragma: no branch  since Python 3.11
+                ended = "" if holder["alive"] else " (ended)"
+                own = " - which now waits for itself" if loan.borrower is threading.current_thread() else ""
+                error.add_note(
+                    "held for {seconds:.3f} s by {thread!r}{0}, borrowed at {file}:{line}{1}".format(
+                        ended, own, **holder
+                    )
+                )
+        return error
+
+    # Care, taken at borrow and return: the pool has no thread of its own
+
+    def _check(self, now: float) -> None:
+        """Log what is held for too long, close what has rested for too long, and set the time of the next check."""
+        self._next_check = math.inf
+        if self.leak_warning is not None:
+            self._check_leaks(now, self.leak_warning)
+        if self.idle_timeout is not None and self._size < self.maxsize:
+            latest = now - self.idle_timeout
+            self._retire(lambda place: place.rests_since <= latest, most=self.total_num - self._size)
+            self._next_check = min(self._next_check, now + self.idle_timeout / 10)
+
+    def _check_leaks(self, now: float, leak_warning: float) -> None:
+        """Log the connections that are held for longer than `leak_warning`, each once."""
+        self._next_check = min(self._next_check, now + leak_warning)
+        for loan in self._pool.borrows():
+            holder = loan.as_data()
+            if loan.was_warned_of or holder is None:
+                continue
+            if now - loan.since >= leak_warning:
+                loan.was_warned_of = True
+                logger.warning(
+                    "pool(%s): a connection is held for %.1f s by %r, borrowed at %s:%d",
+                    self.name,
+                    now - loan.since,
+                    holder["thread"],
+                    holder["file"],
+                    holder["line"],
+                )
+            else:
+                self._next_check = min(self._next_check, loan.since + leak_warning)
+
+    def _retire(self, is_due: Callable[[Place], bool], most: int) -> None:
+        for connection in self._pool.retire(is_due, most):
+            connection.close()
+
+    # Return
+
+    def put_connection(self, connection: Connection) -> None:
+        """`connection.close()`. Raises `ReturnConnectionToPoolError` for what is not a connection of this pool."""
+        if getattr(connection, "_pool", None) is not self:
+            raise ReturnConnectionToPoolError(f"pool({self.name}) takes back its own connections, not {connection!r}")
+        connection.close()
+
+    def _take_back(self, connection: Connection) -> None:
+        """Let a returned connection rest, or hand it to the first in the line. It may wait for no server."""
+        place = connection._place
+        loan = place.loan
+        now = time.monotonic()
+        if loan.was_warned_of:
+            loan.was_warned_of = False
+            logger.warning(
+                "pool(%s): the connection borrowed at %s:%d has come back after %.1f s",
+                self.name,
+                *loan.line(),
+                now - loan.since,
+            )
+        loan.borrower = None
+        if place.is_open:
+            place.rests_since = now
+            if now >= place.expires_at:
+                del connection._place
+                connection.close()
+                place.forget_session()
+                connection = place.unopened()
+            elif connection._owed is not None and connection._owed.doubtful:
+                place.look_after = now
+            else:
+                look_after = now + self._ping_after
+                place.look_after = min(place.expires_at, look_after)
+        try:
+            if place.is_open:
+                self._pool.put(connection)
+            else:
+                self._pool.put_below(connection)
+        except QueueClosed:
+            _hang_up(connection)
+            self._pool.notify_back()
+        if now >= self._next_check:
+            self._check(now)
+
+    # State
+
+    def size(self) -> int:
+        """How many connections can be borrowed at this moment without waiting."""
+        self._pool.look_up()
+        return self._pool.qsize()
+
+    @property
+    def available_num(self) -> int:
+        """How many connections are open and idle."""
+        return sum(connection._place.is_open for connection in self._pool.resting())
+
+    @property
+    def total_num(self) -> int:
+        """How many connections are open in all, idle or borrowed."""
+        return self._pool.number_open()
+
+    connection_num = total_num
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.name!r}: {self.available_num} idle of {self.total_num} open, "
+            f"{len(self._pool.borrows())} borrowed, {self._pool.waiting()} waiting, maxsize {self.maxsize}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a ConnectionPool is bound to sockets and threads of this process and can't be pickled or copied"
+        )
+
+    # End
+
+    def drain(self) -> None:
+        """Retire every connection opened before now: the idle ones at once, the others when they come back."""
+        self._pool.expire_all()
+        self._retire(lambda place: place.expires_at == -math.inf, self.maxsize)
+
+    def close(self, timeout: float | None = 0.0) -> int:
+        """Lend no more, wake those that wait, close what is idle; what is borrowed is closed when it comes back.
+
+        Waits up to `timeout` seconds (None: for ever) for that, and returns how many are still out. Closing again does
+        no harm.
+        """
+        _seconds("timeout", timeout)
+        for connection in self._pool.close():
+            _hang_up(connection)
+        return self._pool.wait_until_all_back(timeout)
+
+    def __enter__(self) -> ConnectionPool:
+        """The pool itself, which is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the pool."""
+        self.close()
+
+    def _begin_again_in_child(self) -> None:  # pragma: no cover  in a forked child
+        """After a fork: the sessions are the parent's, who knows nothing of what is done here. Takes no lock."""
+        self._farewell.detach()
+        closed = self._pool.closed
+        self._pool.orphan()
+        self._template._connect_attrs["_pid"] = str(os.getpid())
+        self._begin()
+        if closed:
+            self.close()
+
+
+class ConnectionPoolSingleton(ConnectionPool):
+    """One pool for the whole program: the first call makes it, each later one returns it and looks at no argument."""
+
+    _the_one: dict[type, ConnectionPoolSingleton] = {}  # noqa: RUF012  shared on purpose
+    _publishing = threading.Lock()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> ConnectionPoolSingleton:
+        """The pool of this class, made now if there is none or it has been closed."""
+        one = cls._the_one.get(cls)
+        if one is not None and not one._pool.closed:
+            return one
+        made = super().__new__(cls)
+        ConnectionPool.__init__(made, *args, **kwargs)
+        with cls._publishing:  # two threads may get here at once, each with a pool
+            one = cls._the_one.get(cls)
+            if one is None or one._pool.closed:
+                cls._the_one[cls] = one = made
+        if one is not made:
+            made.close()
+        return one
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `__new__` has done it."""
+
+
+_pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
+
+
+def _begin_again_in_child() -> None:  # pragma: no cover  in a forked child
+    for pool in list(_pools):
+        pool._begin_again_in_child()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
+    os.register_at_fork(after_in_child=_begin_again_in_child)
+
+
+def _say_goodbye(places: Places) -> None:
+    """Close what is idle, without a lock, as the collector may call this inside any; a thread may go on at exit."""
+    while places.queue:
+        with contextlib.suppress(IndexError):
+            _hang_up(places.queue.pop())
+
+
+def _hang_up(connection: Connection) -> None:
+    """Close an idle connection with a proper goodbye, where it is open."""
+    place = connection._place
+    if place.is_open:
+        place.forget_session()
+        connection.close()
+
+
+_NUMBERS = (int, float)
+
+
+def _check_count(name: str, value: int, at_least: int = 0, at_most: float = math.inf) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} should be a whole number, not {value!r}")
+    if not at_least <= value <= at_most:
+        limit = f"at least {at_least}" if value < at_least else f"at most {at_most}"
+        raise ValueError(f"{name} should be {limit}, not {value}")
+
+
+def _seconds(name: str, value: float | None) -> float | None:
+    """`value`, if it is a number of seconds, or None."""
+    if value is not None:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise TypeError(f"{name} should be seconds or None, not {value!r}")
+        if not value >= 0:
+            raise ValueError(f"{name} should be at least 0 seconds, not {value!r}")
+    return value
+
+
+def _check_wait(name: str, timeout: float | None, retry_num: int) -> None:
+    """Raise for a wait that makes no sense."""
+    if not isinstance(retry_num, int):
+        raise TypeError(
+            f"retry_num should be a whole number, not {retry_num!r}: the seconds of a try are given as retry_interval="
+        )
+    if retry_num < 0:
+        raise ValueError(f"retry_num should be at least 0, not {retry_num}")
+    _seconds(name, timeout)
+
+
+def _replace_deprecated(connect_kwargs: dict[str, Any]) -> None:
+    """Do for PyMySQL's deprecated keywords what it does itself, but with the warning at the user's line."""
+    for old, new in (("db", "database"), ("passwd", "password")):
+        value = connect_kwargs.pop(old, None)
+        if value is not None and not connect_kwargs.get(new):
+            warn_caller(f"{old!r} is deprecated, use {new!r}", DeprecationWarning, sys._getframe(1))
+            connect_kwargs[new] = value
