@@ -1,0 +1,347 @@
+"""How large should the pool be? Measure it: `python -m pymysqlpool --query "SELECT ..." --threads 32`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import getpass
+import json
+import math
+import os
+import sys
+import threading
+import time
+from array import array
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, NoReturn
+
+from .errors import GetConnectionFromPoolError, PoolClosedError
+from .pool import ConnectionPool
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: A rate this close to the best is as good: more connections would cost the server more than they give.
+GOOD_ENOUGH = 0.95
+PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+#: How many characters the best row's bar has: the table then is 80 wide.
+BAR = 14
+#: The main thread looks up this often, in seconds, which takes nothing from the threads that are measured.
+PACE = 0.2
+#: How long, in seconds, an interrupted run waits for the queries that the server is still busy with.
+PATIENCE = 1.0
+
+
+class Row(NamedTuple):
+    """What a pool of `size` gave: queries per second, and the percentiles of its times in milliseconds."""
+
+    size: int
+    queries_per_second: float
+    #: Of the wait for a connection, and of the whole of borrow, query and return.
+    wait_ms: dict[str, float]
+    whole_ms: dict[str, float]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print what came of it, and return the exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    parser = make_parser()
+    options = parse(parser, argv)
+    show = progress_on(sys.stderr)
+    rows: list[Row] = []
+    problem, status = None, 0
+    try:
+        config = {name: getattr(options, name) for name in ("host", "port", "user", "database")}
+        config["password"] = find_password(parser, ask=options.password)
+        for size in options.sizes:
+            show(f"size {size}: opening")
+            with ConnectionPool(size, autocommit=True, **config) as pool:
+                race = Race(pool, options.query, options.threads, options.seconds)
+                rows.append(measure(race, size, show))
+    except KeyboardInterrupt:
+        problem, status = "interrupted", 130
+    except Exception as error:  # noqa: BLE001  whatever it is, it is told in one line
+        problem, status = " ".join(f"{type(error).__name__}: {error}".split()), 1
+    show("")
+    if options.json:
+        sys.stdout.write(as_json(options, rows, problem) + "\n")
+    elif rows:
+        sys.stdout.write(f"{as_table(rows, bar_on(sys.stdout))}\n\n{advice(rows)}\n")
+    if problem is not None:
+        sys.stdout.flush()  # in this order also where both go to one file
+        sys.stderr.write(f"{parser.prog}: {problem}\n")
+    return status
+
+
+# Arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, which tells an error in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def make_parser() -> Parser:
+    """The options, their defaults and what --help says of them."""
+    parser = Parser(
+        prog="python -m pymysqlpool",
+        description="Find your pool size: run your query from your threads on your server, over pools of each size.",
+        epilog="The query runs as often as it can, each time with autocommit: one that writes, writes.",
+        allow_abbrev=False,  # its error would repeat what was given with it, perhaps a password
+    )
+    environment = os.environ.get
+    add = parser.add_argument
+    add("--host", default=environment("MYSQL_HOST", "localhost"), help="default: MYSQL_HOST, or localhost")
+    add("--port", default=environment("MYSQL_PORT", "3306"), type=port, help="default: MYSQL_PORT, or 3306")
+    add("--user", default=environment("MYSQL_USER"), help="default: MYSQL_USER, or your name here")
+    add(
+        *("-p", "--password"),
+        nargs="?",
+        const=True,
+        type=refused,
+        metavar="",
+        help="ask for the password; without this it is MYSQL_PASSWORD, or none",
+    )
+    add("--database", help="default: none")
+    add("--query", default="SELECT 1", help="default: %(default)s")
+    add("--threads", default=32, type=count, help="how many want connections; default: %(default)s")
+    add("--sizes", default="1,2,4,8,16,32", type=ascending, help="of the pools; default: %(default)s")
+    add("--seconds", default=2.0, type=positive, help="for each size; default: %(default)s")
+    add("--json", action="store_true", help="write one JSON object, for programs")
+    return parser
+
+
+def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options that were given; what is unknown is not repeated, as it may be what somebody took for a password."""
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], [f"--{name}" for name in vars(options)], n=1)
+        hint = f", perhaps meant as {close[0]}" if close else ""
+        parser.error(f"there is an argument that is not known{hint}: --help lists those that are")
+    return options
+
+
+def refused(_: str) -> NoReturn:
+    """Refuse a password as a value: a pure-Python program can't hide its arguments from `ps`."""
+    raise argparse.ArgumentTypeError(
+        "takes no value, which everybody on this machine could read in the list of processes: "
+        "set MYSQL_PASSWORD, or give --password alone to be asked"
+    )
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"should be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """The number of a TCP port."""
+    if count(text) > 65535:
+        raise argparse.ArgumentTypeError(f"should be at most 65535, not {text}")
+    return int(text)
+
+
+def ascending(text: str) -> list[int]:
+    """Whole numbers from 1 on, each larger than the one before."""
+    sizes = [count(size) for size in text.split(",")]
+    if sizes != sorted(set(sizes)):
+        raise argparse.ArgumentTypeError(f"should be ascending, not {text!r}")
+    return sizes
+
+
+def positive(text: str) -> float:
+    """A number of seconds."""
+    with suppress(ValueError):
+        seconds = float(text)
+        if 0 < seconds < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"should be a number of seconds above 0, not {text!r}")
+
+
+def find_password(parser: Parser, *, ask: bool | None) -> str:
+    """The password, from a prompt or the environment. Nothing of it goes into an error."""
+    try:
+        password = getpass.getpass() if ask else os.environ.get("MYSQL_PASSWORD", "")
+        password.encode("latin1")
+    except EOFError:
+        parser.error("no password was given")
+    except UnicodeError:
+        parser.error("the password has characters that PyMySQL can't send, which are those outside Latin-1")
+    return password
+
+
+# Measuring
+
+
+class Race:
+    """The user's threads over one pool for `seconds`, and what they share."""
+
+    def __init__(self, pool: ConnectionPool, query: str, threads: int, seconds: float) -> None:
+        self.pool = pool
+        self.query = query
+        self.seconds = seconds
+        #: All threads, and the main one, which sees to it that they end.
+        self.start = threading.Barrier(threads + 1)
+        self.over = threading.Event()
+        self.failure: Exception | None = None
+        self.borrowers = [Borrower(self) for _ in range(threads)]
+
+    def fail(self, error: Exception) -> None:
+        """End the run because of `error`."""
+        self.failure = error
+        self.over.set()
+        self.start.abort()
+
+
+class Borrower(threading.Thread):
+    """One of the user's threads: borrow, query, return, again and again until the pool is closed. Times are seconds."""
+
+    def __init__(self, race: Race) -> None:
+        super().__init__(daemon=True)  # a long query does not keep the program from ending
+        self._race = race
+        # Arrays, not objects, whose number would call the garbage collector into the measured time.
+        self.waits = array("d")
+        self.wholes = array("d")
+        self.began = self.ended = 0.0
+
+    def run(self) -> None:
+        """Warm up, line up with the others, and go."""
+        race = self._race
+        try:
+            with suppress(GetConnectionFromPoolError):  # with a long query on a small pool not all get their turn
+                self._cycle(race.seconds)
+            race.start.wait()
+            self.began = time.perf_counter()
+            while True:
+                asked, got, self.ended = self._cycle(None)
+                self.waits.append(got - asked)
+                self.wholes.append(self.ended - asked)
+        except (PoolClosedError, threading.BrokenBarrierError):
+            pass  # the run is over
+        except Exception as error:  # noqa: BLE001  the main thread raises it
+            race.fail(error)
+
+    def _cycle(self, timeout: float | None) -> tuple[float, float, float]:
+        """Borrow, query, return; when it began, when it had the connection, and when it was done."""
+        asked = time.perf_counter()
+        connection = self._race.pool.get_connection(timeout, 0)
+        got = time.perf_counter()
+        with connection as cursor:
+            cursor.execute(self._race.query)
+        return asked, got, time.perf_counter()
+
+
+def measure(race: Race, size: int, show: Callable[[str], None]) -> Row:
+    """Run the race, on a pool of `size`, which is closed at its end."""
+    show(f"size {size}: warming up")
+    try:
+        for borrower in race.borrowers:
+            borrower.start()
+        with suppress(threading.BrokenBarrierError):  # one has failed already
+            race.start.wait()
+            watch(race, lambda text: show(f"size {size}: {text}"))
+    finally:
+        race.start.abort()
+        race.pool.close(PATIENCE)  # who waits for a connection ends here, who has one ends after its query
+    if race.failure is None:
+        for borrower in race.borrowers:
+            borrower.join()
+    if race.failure is not None:  # perhaps of a query that was under way
+        raise race.failure
+    # Queries that were under way at the end count like the others, and so does their time.
+    racers = [borrower for borrower in race.borrowers if borrower.wholes]
+    seconds = max(racer.ended for racer in racers) - min(racer.began for racer in racers)
+    waits = sorted(wait for racer in racers for wait in racer.waits)
+    wholes = sorted(whole for racer in racers for whole in racer.wholes)
+    return Row(size, len(wholes) / seconds, percentiles_ms(waits), percentiles_ms(wholes))
+
+
+def watch(race: Race, show: Callable[[str], None]) -> None:
+    """Wait until the time is over and a query, at least, is done, or a thread has failed."""
+    start = time.perf_counter()
+    past, done = 0.0, 0
+    while past < race.seconds or not done:
+        if race.over.wait(min(PACE, max(race.seconds - past, 0.01))):
+            return
+        past = time.perf_counter() - start
+        done = sum(len(borrower.wholes) for borrower in race.borrowers)
+        show(f"{past:.1f} of {race.seconds:g} s, {done / past:.0f} queries/s")
+
+
+def percentiles_ms(ordered: list[float]) -> dict[str, float]:
+    """Of seconds in ascending order, in milliseconds: the smallest that so many parts of all do not exceed."""
+    return {name: 1000 * ordered[math.ceil(part * len(ordered)) - 1] for name, part in PERCENTILES.items()}
+
+
+# Showing
+
+
+def progress_on(stream: Any) -> Callable[[str], None]:
+    """What shows a text in place of the last one on a terminal, and nothing elsewhere."""
+
+    def show(text: str) -> None:
+        if stream.isatty():
+            stream.write(f"\r{'':60}\r{text}")
+            stream.flush()
+
+    return show
+
+
+def bar_on(stream: Any) -> str:
+    """What a bar is made of: blocks on a terminal that has them."""
+    has_blocks = stream.isatty() and str(stream.encoding).lower().startswith("utf")
+    return "\N{FULL BLOCK}" if has_blocks else "#"
+
+
+def as_table(rows: list[Row], bar: str) -> str:
+    """The rows, each with a bar as long as its rate."""
+    best = max(row.queries_per_second for row in rows)
+    lines = [
+        f"{'':16}{'wait for a connection':>24}{'borrow, query, return':>24}",
+        f"{'size':>5}{'queries/s':>11}" + "".join(f"{name + '/ms':>8}" for name in PERCENTILES) * 2,
+    ]
+    for row in rows:
+        times = "".join(f" {time_ms:7.2f}" for time_ms in (*row.wait_ms.values(), *row.whole_ms.values()))
+        length = max(1, round(BAR * row.queries_per_second / best))
+        lines.append(f"{row.size:5}{row.queries_per_second:11.1f}{times}  {bar * length}")
+    return "\n".join(lines)
+
+
+def advised(rows: list[Row]) -> Row:
+    """The smallest size whose rate is good enough."""
+    best = max(row.queries_per_second for row in rows)
+    return next(row for row in rows if row.queries_per_second >= GOOD_ENOUGH * best)
+
+
+def advice(rows: list[Row]) -> str:
+    """One sentence for who has to choose."""
+    row = advised(rows)
+    best = max(rows, key=lambda row: row.queries_per_second)
+    beside = "" if row is best else f" beside {best.queries_per_second:.0f} at size={best.size}"
+    return (
+        f"Take size={row.size}: of the sizes measured it is the smallest within {100 * (1 - GOOD_ENOUGH):.0f} % "
+        f"of the best rate, with {row.queries_per_second:.0f} queries per second{beside}."
+    )
+
+
+def as_json(options: argparse.Namespace, rows: list[Row], problem: str | None) -> str:
+    """The same for programs; what is not known, because there was a `problem`, is missing or null."""
+    return json.dumps(
+        {
+            "query": options.query,
+            "threads": options.threads,
+            "seconds": options.seconds,
+            "rows": [row._asdict() for row in rows],
+            "size": advised(rows).size if rows else None,
+            "advice": advice(rows) if rows else None,
+            "problem": problem,
+        }
+    )
+
+
+if __name__ == "__main__":  # pragma: no cover  a subprocess runs it
+    sys.exit(main())

@@ -1,0 +1,457 @@
+"""The command that finds the pool size: what it shows, what it refuses, and that it keeps the password to itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from helpers import eventually, sessions
+
+from pymysqlpool import ConnectionPool, __main__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helpers import Admin
+    from server import Server
+
+SECRET = "correct-horse-battery"  # noqa: S105  nobody's
+SHORT = ["--threads", "4", "--sizes", "1,2", "--seconds", "0.1"]
+# As `python -m pymysqlpool`, though a shell that runs this in the background has told its children to ignore Ctrl-C.
+PROGRAM = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("pymysqlpool", run_name="__main__", alter_sys=True)
+"""
+
+
+class Done(NamedTuple):
+    """What a call of the command came to."""
+
+    status: int | str | None
+    out: str
+    err: str
+
+
+class Terminal(io.StringIO):
+    """A terminal, on which somebody may press Ctrl-C on reading `until`."""
+
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def __init__(self, until: str | None = None) -> None:
+        super().__init__()
+        self._until = until
+
+    def isatty(self) -> bool:
+        """It is one."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Show `text`, unless it makes somebody press Ctrl-C."""
+        if self._until is not None and self._until in text:
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+@pytest.fixture(autouse=True)
+def _environment(server: Server, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The server to be found in the environment, and no thread left behind."""
+    for name in ("host", "port", "user", "password"):
+        monkeypatch.setenv(f"MYSQL_{name.upper()}", str(getattr(server, name)))
+    before = set(threading.enumerate())
+    yield
+    eventually(lambda: set(threading.enumerate()) <= before)
+
+
+@pytest.fixture
+def user(admin: Admin) -> Iterator[str]:
+    """A user with the password SECRET."""
+    name = f"u{uuid.uuid4().hex[:20]}"
+    with admin.cursor() as cursor:
+        cursor.execute(f"create user {name}@'%%' identified by %s", (SECRET,))
+        yield name
+        cursor.execute(f"drop user {name}@'%%'", ())
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Call the command as a program would, and see to it that the password is nowhere."""
+
+    def run(*arguments: str) -> Done:
+        status: int | str | None
+        try:
+            status = __main__.main(arguments)
+        except SystemExit as end:
+            status = end.code
+        out, err = capsys.readouterr()
+        assert SECRET not in out + err
+        return Done(status, out, err)
+
+    return run
+
+
+def is_one_line(text: str) -> bool:
+    return text.endswith("\n") and text.count("\n") == 1
+
+
+# What it shows
+
+
+def test_table_and_advice(call: Any) -> None:
+    """On a pipe it writes a plain table, a bar in each row, and one sentence of advice; nothing else anywhere."""
+    done = call(*SHORT)
+    above, head, one, two, empty, advice = done.out.splitlines()
+    assert done.err == ""
+    assert done.status == 0
+    assert above.split() == ["wait", "for", "a", "connection", "borrow,", "query,", "return"]
+    assert head.split() == ["size", "queries/s", *["p50/ms", "p95/ms", "p99/ms"] * 2]
+    rates = []
+    for size, row in (("1", one), ("2", two)):
+        cells = row.split()
+        assert cells[0] == size
+        assert set(cells[-1]) == {"#"}
+        rates.append((float(cells[1]), len(cells[-1])))
+        p50, p95, p99, *whole = map(float, cells[2:-1])
+        assert 0 <= p50 <= p95 <= p99
+        assert whole == sorted(whole)
+        assert whole[0] > 0
+    assert max(rates)[1] == __main__.BAR
+    assert empty == ""
+    assert advice.startswith("Take size=")
+    assert advice.count(".") == 1
+    assert max(map(len, done.out.splitlines()[:4])) <= 80
+    assert done.out.isascii()
+
+
+def test_json(call: Any, database: str) -> None:
+    """With --json it writes one object, in which programs find the same."""
+    query = "select database(), '100%'"
+    done = call(*SHORT, "--json", "--database", database, "--query", query)
+    data = json.loads(done.out)
+    assert is_one_line(done.out)
+    assert (done.status, done.err) == (0, "")
+    assert [row["size"] for row in data["rows"]] == [1, 2]
+    assert data["size"] in (1, 2)
+    assert f"size={data['size']}:" in data["advice"]
+    assert (data["query"], data["threads"], data["seconds"], data["problem"]) == (query, 4, 0.1, None)
+    for row in data["rows"]:
+        assert row["queries_per_second"] > 0
+        assert list(row["wait_ms"]) == list(row["whole_ms"]) == ["p50", "p95", "p99"]
+
+
+def test_figures(call: Any) -> None:
+    """Rate, wait and whole are those of the query: n connections on which it takes 20 ms give n times 50 a second."""
+    options = ["--query", "select sleep(0.02)", "--threads", "4", "--seconds", "0.4"]
+    rows = json.loads(call("--json", *options, "--sizes", "1,2,4").out)["rows"]
+    for row in rows:
+        size = row["size"]
+        assert 0.5 < row["queries_per_second"] / (size * 50) <= 1.05
+        assert row["whole_ms"]["p50"] >= 20
+        # With the others before it in the line, a thread waits for as many queries as there are others per connection.
+        assert row["wait_ms"]["p50"] > (4 / size - 1) * 20 * 0.9
+    assert rows[-1]["wait_ms"]["p50"] < 15
+
+
+def test_a_query_longer_than_the_time(call: Any) -> None:
+    """A run has at least one query, and ends with those that are under way; who waits in line is sent away."""
+    start = time.perf_counter()
+    options = ["--query", "select sleep(0.3)", "--threads", "8", "--seconds", "0.01", "--sizes", "1"]
+    [row] = json.loads(call("--json", *options).out)["rows"]
+    assert row["queries_per_second"] < 1 / 0.3
+    assert time.perf_counter() - start < 8 * 0.3
+
+
+def test_advice() -> None:
+    """The advice is the smallest size within 5 % of the best rate."""
+    zero = dict.fromkeys(__main__.PERCENTILES, 0.0)
+    rates = {1: 500.0, 2: 949.0, 4: 950.0, 8: 1000.0, 16: 990.0}
+    rows = [__main__.Row(size, rate, zero, zero) for size, rate in rates.items()]
+    text = "Take size={}: of the sizes measured it is the smallest within 5 % of the best rate, with "
+    assert __main__.advised(rows).size == 4
+    assert __main__.advice(rows) == text.format(4) + "950 queries per second beside 1000 at size=8."
+    assert __main__.advice(rows[:2]) == text.format(2) + "949 queries per second."
+
+
+def test_percentiles() -> None:
+    """A percentile is the smallest of the times that so many of them do not exceed."""
+    assert __main__.percentiles_ms([0.001]) == pytest.approx({"p50": 1, "p95": 1, "p99": 1})
+    hundred = [number / 1000 for number in range(1, 101)]
+    assert __main__.percentiles_ms(hundred) == pytest.approx({"p50": 50, "p95": 95, "p99": 99})
+
+
+def test_on_a_terminal(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal one line is renewed while it runs, and wiped out at the end; bars are blocks."""
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert call(*SHORT).status == 0
+    assert "\n" not in err.getvalue()
+    for text in ("size 1: opening", "size 1: warming up", "size 2: 0.1 of 0.1 s, "):
+        assert f"\r{text}" in err.getvalue()
+    assert err.getvalue().endswith(f"\r{'':60}\r")
+    assert "\N{FULL BLOCK}" * __main__.BAR in out.getvalue()
+
+
+# What it can't do
+
+
+def test_a_query_that_fails(call: Any) -> None:
+    """The server's word on the query comes in one line, with status 1."""
+    done = call(*SHORT, "--query", "select\nnonsense")
+    assert (done.status, done.out) == (1, "")
+    assert is_one_line(done.err)
+    assert "nonsense" in done.err
+    assert "1054" in done.err
+
+
+def test_an_error_in_the_end(call: Any, admin: Admin, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured before an error, such as too many connections, is shown."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"alter user {user}@'%%' with max_user_connections 2", ())
+    monkeypatch.setenv("MYSQL_USER", user)
+    monkeypatch.setenv("MYSQL_PASSWORD", SECRET)
+    done = call("--threads", "4", "--sizes", "1,3", "--seconds", "0.1", "--json")
+    data = json.loads(done.out)
+    assert done.status == 1
+    assert [row["size"] for row in data["rows"]] == [1]
+    assert data["size"] == 1
+    assert "1226" in data["problem"]
+    assert done.err == f"python -m pymysqlpool: {data['problem']}\n"
+
+
+def test_an_error_on_the_way(call: Any, admin: Admin, database: str) -> None:
+    """One thread's error in the midst of a run, here that a table is full, ends it for all."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"create table {database}.t (n tinyint unsigned auto_increment primary key) auto_increment 246")
+    query = ["--query", "insert into t values (null)", "--database", database]
+    start = time.perf_counter()
+    done = call("--threads", "4", "--sizes", "1", "--seconds", "30", *query)
+    assert (done.status, done.out) == (1, "")
+    assert is_one_line(done.err)
+    assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_a_server_that_can_not_be_reached(call: Any, is_json: bool) -> None:
+    """That nobody listens comes in one line, with status 1; programs get their object all the same."""
+    done = call("--port", "1", *["--json"] * is_json)
+    assert done.status == 1
+    assert is_one_line(done.err)
+    assert "2003" in done.err
+    if is_json:
+        data = json.loads(done.out)
+        assert (data["rows"], data["size"], data["advice"]) == ([], None, None)
+        assert "2003" in data["problem"]
+    else:
+        assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--sizes", "2,1"], "ascending"),
+        (["--sizes", "1,1"], "ascending"),
+        (["--sizes", "0,1"], "from 1 on"),
+        (["--sizes", ""], "from 1 on"),
+        (["--sizes", "1,x"], "from 1 on"),
+        (["--threads", "0"], "from 1 on"),
+        (["--threads", "-1"], "from 1 on"),
+        (["--threads", "1.5"], "from 1 on"),
+        (["--seconds", "0"], "above 0"),
+        (["--seconds", "inf"], "above 0"),
+        (["--seconds", "x"], "above 0"),
+        (["--port", "65536"], "65535"),
+        (["--host"], "expected one argument"),
+    ],
+)
+def test_bad_arguments(call: Any, arguments: list[str], word: str) -> None:
+    """A bad argument is told in one line that names it, with status 2."""
+    done = call(*arguments)
+    assert (done.status, done.out) == (2, "")
+    assert is_one_line(done.err)
+    assert arguments[0] in done.err
+    assert word in done.err
+
+
+def test_a_bad_default(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is one from the environment."""
+    monkeypatch.setenv("MYSQL_PORT", "x")
+    done = call()
+    assert done.status == 2
+    assert is_one_line(done.err)
+    assert "--port" in done.err
+
+
+def test_help(call: Any) -> None:
+    """--help names all options."""
+    done = call("--help")
+    assert (done.status, done.err) == (0, "")
+    names = ["host", "port", "user", "password", "database", "query", "threads", "sizes", "seconds", "json"]
+    assert all(f"--{name}" in done.out for name in names)
+
+
+# The password
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[f"--password={SECRET}"], ["--password", SECRET], [f"-p{SECRET}"], ["-p", SECRET], ["--password="]],
+)
+def test_a_password_for_all_to_see(call: Any, arguments: list[str]) -> None:
+    """A password on the command line, where `ps` shows it, is refused in words that name the two safe ways."""
+    done = call(*arguments)
+    assert (done.status, done.out) == (2, "")
+    assert is_one_line(done.err)
+    assert "MYSQL_PASSWORD" in done.err
+    assert "--password alone" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ([f"--passwd={SECRET}"], "--password"),
+        ([f"--p={SECRET}"], "--port"),
+        ([f"--{SECRET}"], ""),
+        (["--password", f"--{SECRET}"], ""),
+        (["--json", SECRET], ""),
+        (["--thread=8"], "--threads"),
+    ],
+)
+def test_unknown_arguments(call: Any, arguments: list[str], hint: str) -> None:
+    """What is not known is not repeated, as it may be a password, but the nearest option is named."""
+    done = call(*arguments)
+    assert (done.status, done.out) == (2, "")
+    assert is_one_line(done.err)
+    assert f"not known{hint and ', perhaps meant as ' + hint}:" in done.err
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_where_the_password_comes_from(call: Any, user: str, monkeypatch: pytest.MonkeyPatch, is_asked: bool) -> None:
+    """It comes from the environment or, before that, from a prompt."""
+    monkeypatch.setenv("MYSQL_PASSWORD", "wrong" if is_asked else SECRET)
+    monkeypatch.setattr("getpass.getpass", lambda: SECRET)
+    done = call(*SHORT, "--user", user, *["--password"] * is_asked)
+    assert (done.status, done.err) == (0, "")
+
+
+def test_a_wrong_password(call: Any, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong one is the server's error, and is not shown either."""
+    monkeypatch.setenv("MYSQL_USER", user)
+    monkeypatch.setenv("MYSQL_PASSWORD", SECRET * 2)
+    done = call(*SHORT)
+    assert (done.status, done.out) == (1, "")
+    assert is_one_line(done.err)
+    assert "1045" in done.err
+
+
+def test_no_answer_to_the_prompt(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the input is no password, and Ctrl-C ends the program."""
+    for error, status in ((EOFError, 2), (KeyboardInterrupt, 130)):
+
+        def ask(error: type[BaseException] = error) -> str:
+            raise error
+
+        monkeypatch.setattr("getpass.getpass", ask)
+        done = call("--password")
+        assert (done.status, done.out) == (status, "")
+        assert is_one_line(done.err)
+
+
+def test_a_password_that_can_not_be_sent(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Characters that PyMySQL can't encode are told, without the password."""
+    monkeypatch.setenv("MYSQL_PASSWORD", f"\N{EURO SIGN}{SECRET}")
+    done = call()
+    assert (done.status, done.out) == (2, "")
+    assert is_one_line(done.err)
+    assert "Latin-1" in done.err
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize(
+    ("until", "known"), [("size 1: opening", []), ("size 1: 0.", []), ("size 2: warming", [1]), ("size 2: 0.", [1])]
+)
+def test_interruption(call: Any, monkeypatch: pytest.MonkeyPatch, until: str, known: list[int]) -> None:
+    """Ctrl-C, wherever it strikes, ends the command with what is known."""
+    monkeypatch.setattr(sys, "stderr", Terminal(until))
+    done = call("--json", *SHORT)
+    data = json.loads(done.out)
+    assert done.status == 130
+    assert [row["size"] for row in data["rows"]] == known
+    assert data["problem"] == "interrupted"
+
+
+def test_too_many_threads(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine starts no more threads, those that were started end."""
+    start = threading.Thread.start
+
+    def start_three(self: threading.Thread) -> None:
+        if sum(isinstance(thread, __main__.Borrower) for thread in threading.enumerate()) == 3:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(__main__.Borrower, "start", start_three)
+    done = call(*SHORT, "--query", "select sleep(0.05)")
+    assert (done.status, done.out) == (1, "")
+    assert done.err == "python -m pymysqlpool: RuntimeError: can't start new thread\n"
+
+
+def test_the_pool_is_closed(call: Any, admin: Admin, database: str) -> None:
+    """No session is left behind."""
+    assert call(*SHORT, "--database", database).status == 0
+    eventually(lambda: not sessions(admin, database))
+
+
+def test_as_a_program(user: str) -> None:
+    """As a program on a terminal, Ctrl-C after the first size: the first row, status 130, no traceback, no secret."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "MYSQL_USER": user, "MYSQL_PASSWORD": SECRET}
+    command = [sys.executable, "-c", PROGRAM, "--threads", "3", "--sizes", "1,2", "--query", "select sleep(0.05)"]
+    seen = b""
+    with subprocess.Popen(
+        [*command, "--seconds", "0.5"], stdout=subprocess.PIPE, stderr=follower, env=environment
+    ) as program:
+        os.close(follower)
+        with suppress(OSError):  # on Linux the end of a terminal's other side is one
+            while b"size 2: 0." not in seen:
+                seen += os.read(leader, 1024)
+            program.send_signal(signal.SIGINT)
+            while data := os.read(leader, 1024):
+                seen += data
+        os.close(leader)
+        assert program.stdout is not None
+        out = program.stdout.read().decode()
+    assert program.returncode == 130, seen
+    _, _, row, empty, advice = out.splitlines()
+    assert row.split()[0] == "1"
+    assert empty == ""
+    assert advice.startswith("Take size=1:")
+    assert seen.endswith(b"python -m pymysqlpool: interrupted\r\n")
+    assert b"Traceback" not in seen
+    assert SECRET.encode() not in seen + out.encode()
+
+
+def test_a_pool_is_what_is_measured(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It measures the package's own pool, of each size, with autocommit."""
+    made: list[tuple[int, Any]] = []
+
+    class Pool(ConnectionPool):
+        def __init__(self, size: int, **kwargs: Any) -> None:
+            made.append((size, kwargs["autocommit"]))
+            super().__init__(size, **kwargs)
+
+    monkeypatch.setattr(__main__, "ConnectionPool", Pool)
+    assert call(*SHORT).status == 0
+    assert made == [(1, True), (2, True)]
