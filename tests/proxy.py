@@ -1,0 +1,129 @@
+"""A TCP proxy in this process that can be slow, deaf, rude or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import selectors
+import socket
+import struct
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from types import TracebackType
+
+
+class Proxy:
+    """Stand between clients and the server at `host:port`; one thread runs it, from `with` to the end of the block.
+
+    The plain attributes may be set at any time and count for what happens from then on.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = host, port
+        self.host = "127.0.0.1"
+        self.port = 0
+        """Where it listens, known in the block."""
+        self.delay = 0.0
+        """Seconds that bytes are on their way, in each direction, counted for each chunk from its own arrival."""
+        self.deaf = False
+        """Swallow what comes, both ways, and keep the connections open."""
+        self.refuse = False
+        """Accept new connections and close them at once."""
+        self.opened = 0
+        """How many connections there have been, refused ones not counted."""
+        # Client to server; changed in the loop's thread only.
+        self._links: dict[asyncio.StreamWriter, asyncio.StreamWriter] = {}
+        # select() keeps time in microseconds, where epoll would round a delay up to the next millisecond.
+        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        self._run(self._listen())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._run(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def connections(self) -> int:
+        """How many connections go through it now."""
+        return len(self._links)
+
+    def cut(self) -> None:
+        """Close all connections now, both ways, what is on its way included."""
+        self._run(self._drop())
+
+    def reset(self) -> None:
+        """Cut with an RST in place of a FIN."""
+        self._run(self._drop(struct.pack("ii", 1, 0)))
+
+    def garbage(self, data: bytes) -> None:
+        """Send these bytes to all clients, as if the server had."""
+        self._run(self._inject(data))
+
+    def _run(self, job: Coroutine[None, None, None]) -> None:
+        asyncio.run_coroutine_threadsafe(job, self._loop).result()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._serve, self.host, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _end(self) -> None:
+        self._server.close()
+        # Not once: a client that was accepted a moment ago may not be a link yet.
+        while len(asyncio.all_tasks()) > 1:
+            await self._drop()
+
+    async def _drop(self, linger: bytes | None = None) -> None:
+        for writer in [*self._links, *self._links.values()]:
+            if linger is not None:
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+        # The loop closes the sockets in its next round.
+        await asyncio.sleep(0)
+
+    async def _inject(self, data: bytes) -> None:
+        for writer in self._links:
+            writer.write(data)
+
+    async def _serve(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        if self.refuse:
+            client.transport.abort()
+            await asyncio.sleep(0)  # the loop closes the socket in its next round
+            return
+        try:
+            server_reader, server = await asyncio.open_connection(*self._target)
+        except OSError:
+            client.close()
+            return
+        self.opened += 1
+        self._links[client] = server
+        await asyncio.gather(self._pump(client_reader, server), self._pump(server_reader, client))
+        for writer in client, server:
+            with suppress(OSError):
+                await writer.wait_closed()
+        del self._links[client]
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what comes, each chunk at its time, and the end too."""
+        due = 0.0
+        with suppress(OSError):  # a reset is an end like any other
+            while data := await reader.read(65536):
+                if not self.deaf:
+                    due = self._due_after(due)
+                    self._loop.call_at(due, writer.write, data)
+        self._loop.call_at(self._due_after(due), writer.close)
+
+    def _due_after(self, last: float) -> float:
+        """When what has come now is due; strictly after the last, for the loop keeps no order between equal times."""
+        return max(self._loop.time() + self.delay, math.nextafter(last, math.inf))

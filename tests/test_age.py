@@ -1,0 +1,189 @@
+"""How connections age: their lifetime, idle ones above `size`, and draining. The clock is the test's own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from helpers import borrow_all, eventually, session_of, sessions
+
+if TYPE_CHECKING:
+    from helpers import Admin, MakePool
+
+    from pymysqlpool import ConnectionPool
+
+
+class Clock:
+    """Whole seconds, with which one can reckon exactly, that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic() // 1
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the test, in place of the machine's."""
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def sessions_kept(pool: ConnectionPool, before: set[int]) -> int:
+    return len(borrow_all(pool) & before)
+
+
+# con_lifetime
+
+
+@pytest.mark.parametrize(("options", "lifetime"), [({}, 3600), ({"con_lifetime": 100}, 100)])
+def test_a_connection_that_is_too_old_is_replaced_when_borrowed(
+    make_pool: MakePool, clock: Clock, options: dict[str, Any], lifetime: float
+) -> None:
+    """No borrower gets a connection that is older than `con_lifetime`, an hour by default."""
+    pool = make_pool(size=2, **options)
+    before = borrow_all(pool)
+    clock.advance(lifetime)
+    assert sessions_kept(pool, before) == 0
+    assert pool.total_num == 2
+
+
+def test_a_connection_that_is_too_old_is_closed_when_returned(
+    make_pool: MakePool, clock: Clock, admin: Admin, database: str
+) -> None:
+    """A connection that has become too old while it was borrowed works to the end of the loan, and is closed then."""
+    pool = make_pool(size=1, con_lifetime=100)
+    connection = pool.get_connection()
+    clock.advance(1000)
+    assert {session_of(connection)} == sessions(admin, database)
+    connection.close()
+    assert (pool.size(), pool.total_num) == (1, 0)
+    eventually(lambda: not sessions(admin, database))
+
+
+@pytest.mark.parametrize("forever", [0, None])
+def test_no_lifetime(make_pool: MakePool, clock: Clock, forever: float | None) -> None:
+    """With a lifetime of 0 or None connections do not age."""
+    pool = make_pool(size=2, con_lifetime=forever)
+    before = borrow_all(pool)
+    clock.advance(1e9)
+    assert sessions_kept(pool, before) == 2
+
+
+def test_jitter(make_pool: MakePool, clock: Clock) -> None:
+    """Connections opened together live for nine tenths of the lifetime to all of it, and do not expire together."""
+    pool = make_pool(size=40, con_lifetime=1000)
+    before = borrow_all(pool)
+    clock.advance(900)
+    assert sessions_kept(pool, before) == 40
+    clock.advance(50)
+    assert 0 < sessions_kept(pool, before) < 40  # but for one time in 2 ** 39
+    clock.advance(50)
+    assert sessions_kept(pool, before) == 0
+
+
+# idle_timeout
+
+
+@pytest.mark.parametrize(
+    ("options", "rest", "left"),
+    [
+        ({}, 599, 4),
+        ({}, 600, 2),
+        ({"idle_timeout": 5}, 4.9, 4),
+        ({"idle_timeout": 5}, 5, 2),
+        ({"idle_timeout": None}, 3000, 4),
+    ],
+)
+def test_idle_connections_above_size_are_closed(
+    make_pool: MakePool, clock: Clock, *, admin: Admin, database: str, options: dict[str, Any], rest: float, left: int
+) -> None:
+    """A return closes connections above `size` that have rested for `idle_timeout`, by default ten minutes."""
+    pool = make_pool(size=2, maxsize=4, **options)
+    before = borrow_all(pool)
+    clock.advance(rest)
+    pool.get_connection().close()
+    assert (pool.size(), pool.total_num, pool.available_num) == (4, left, left)
+    eventually(lambda: len(sessions(admin, database)) == left)
+    assert sessions(admin, database) <= before
+
+
+def test_idle_connections_up_to_size_stay(make_pool: MakePool, clock: Clock) -> None:
+    """Connections up to `size` may rest for as long as they live."""
+    pool = make_pool(size=3, maxsize=3, idle_timeout=5)
+    before = borrow_all(pool)
+    clock.advance(1000)
+    pool.get_connection().close()
+    assert sessions_kept(pool, before) == 3
+
+
+def test_what_is_in_use_is_not_idle(make_pool: MakePool, clock: Clock) -> None:
+    """The rest counts from the return, and connections that are lent are not closed, however long that takes."""
+    pool = make_pool(size=1, maxsize=3, idle_timeout=5)
+    lent = [pool.get_connection() for _ in range(3)]
+    clock.advance(100)
+    for connection in lent:
+        connection.close()
+    assert pool.total_num == 3
+    clock.advance(4)
+    pool.get_connection().close()
+    assert pool.total_num == 3
+
+
+# Draining
+
+
+def test_drain(make_pool: MakePool, admin: Admin, database: str) -> None:
+    """`drain()` retires idle connections at once, borrowed ones when they come back, and none that is opened later."""
+    pool = make_pool(size=3)
+    before = borrow_all(pool)
+    lent = pool.get_connection()
+    pool.drain()
+    eventually(lambda: sessions(admin, database) == {lent.thread_id()})
+    assert session_of(lent) in before
+    later = pool.get_connection()
+    new = session_of(later)
+    assert new not in before
+    later.close()
+    lent.close()
+    assert (pool.size(), pool.total_num) == (3, 1)
+    after = borrow_all(pool)
+    assert not after & before
+    assert new in after
+
+
+def test_drain_while_one_waits(make_pool: MakePool) -> None:
+    """Who waits for a connection that has been drained gets a new one when it comes back."""
+    pool = make_pool(size=1)
+    lent = pool.get_connection()
+    before = lent.thread_id()
+    got: list[int] = []
+
+    def wait() -> None:
+        with pool.connection(timeout=None) as connection:
+            got.append(session_of(connection))
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    eventually(lambda: pool._pool.waiting() == 1)
+    pool.drain()
+    lent.close()
+    waiter.join()
+    assert got
+    assert got != [before]
+
+
+def test_no_thread_of_its_own(make_pool: MakePool, clock: Clock, admin: Admin, database: str) -> None:
+    """A pool runs no thread: where nobody calls it nothing ages, and all is caught up with at the next call."""
+    threads = threading.enumerate()
+    pool = make_pool(size=1, maxsize=2, con_lifetime=100, idle_timeout=5)
+    before = borrow_all(pool)
+    clock.advance(1000)
+    assert sessions(admin, database) == before
+    assert not borrow_all(pool) & before
+    assert threading.enumerate() == threads

@@ -1,0 +1,535 @@
+"""Borrowing: how long it waits, what it gets, how many there can be, and what becomes of a handle that is lost."""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Callable
+
+import pymysql
+import pytest
+from helpers import eventually, skip_where_the_interpreter_prints
+from proxy import Proxy
+from pymysql.err import OperationalError
+
+from pymysqlpool import Connection, ConnectionPool, GetConnectionFromPoolError, PoolClosedError, PoolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from server import Server
+
+    MakePool = Callable[..., ConnectionPool]
+    Admin = pymysql.connections.Connection[Any]
+
+
+def waiting(pool: ConnectionPool, count: int) -> Callable[[], bool]:
+    return lambda: f" {count} waiting" in repr(pool)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads beside the test's own."""
+    with ThreadPoolExecutor() as executor:
+        yield executor
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    """A proxy before the server."""
+    with Proxy(server.host, server.port) as found:
+        yield found
+
+
+# The wait
+
+
+@pytest.mark.parametrize("kwargs", [{"timeout": 0}, {"timeout": 0.0, "retry_num": 0}, {"timeout": 0.01}])
+def test_the_wait_ends(make_pool: MakePool, kwargs: dict[str, Any]) -> None:
+    """Who has waited in vain gets the error, leaves the line and leaves the pool as it was."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    for _ in range(3):
+        with pytest.raises(GetConnectionFromPoolError):
+            pool.get_connection(**kwargs)
+    assert waiting(pool, 0)()
+    connection.close()
+    assert pool.size() == 1
+    pool.get_connection(timeout=0).close()
+
+
+@pytest.mark.parametrize("kwargs", [{"timeout": 0.05, "retry_num": 3}, {"retry_interval": 0.1}])
+def test_each_try_has_its_timeout(make_pool: MakePool, kwargs: dict[str, Any]) -> None:
+    """The wait in the line is `timeout` seconds for each of `retry_num + 1` tries, not less."""
+    pool = make_pool(size=1)
+    with pool.connection():
+        start = time.monotonic()
+        with pytest.raises(GetConnectionFromPoolError):
+            pool.get_connection(**kwargs)
+        assert time.monotonic() - start >= 0.2
+
+
+@pytest.mark.parametrize("timeout", [None, 60, 60.0])
+def test_the_wait_is_over_when_one_comes_free(
+    make_pool: MakePool, threads: ThreadPoolExecutor, timeout: float | None
+) -> None:
+    """Who waits gets what is returned, with its session; `timeout=None` waits for ever."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    session = connection.thread_id()
+    borrowed = threads.submit(pool.get_connection, timeout=timeout)
+    eventually(waiting(pool, 1))
+    assert not borrowed.done()
+    connection.close()
+    assert borrowed.result().thread_id() == session
+    assert pool.size() == 0
+    borrowed.result().close()
+
+
+def test_waiters_are_served_in_order(make_pool: MakePool) -> None:
+    """First come, first served: a returned connection goes to the longest-waiting thread, past every passer-by."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    with ThreadPoolExecutor(10) as threads:
+        line = []
+        for count in range(1, 11):
+            line.append(threads.submit(pool.get_connection, timeout=None))
+            eventually(waiting(pool, count))
+        for borrowed in line:
+            connection.close()
+            with pytest.raises(GetConnectionFromPoolError):
+                pool.get_connection(timeout=0)
+            connection = borrowed.result()
+            assert [later.done() for later in line].count(True) == line.index(borrowed) + 1
+    connection.close()
+    assert pool.size() == 1
+
+
+def test_a_retry_keeps_its_place(make_pool: MakePool, admin: Admin, threads: ThreadPoolExecutor) -> None:
+    """Who tries again and again stands before who came after its first try."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    first = threads.submit(pool.get_connection, timeout=0.0001, retry_num=600_000)
+    eventually(waiting(pool, 1))
+    second = threads.submit(pool.get_connection, timeout=None)
+    eventually(waiting(pool, 2))
+    for _ in range(20):  # takes many times longer than one try
+        admin.ping()
+    connection.close()
+    first.result().close()
+    second.result().close()
+    assert pool.size() == 1
+
+
+def test_closing_the_pool_wakes_who_waits(make_pool: MakePool, threads: ThreadPoolExecutor) -> None:
+    """Who waits when the pool is closed is told so at once."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    line = [threads.submit(pool.get_connection, timeout=None) for _ in range(3)]
+    eventually(waiting(pool, 3))
+    pool.close()
+    for borrowed in line:
+        with pytest.raises(PoolClosedError, match=r"pool\(pool1\) is closed"):
+            borrowed.result()
+    connection.close()
+
+
+# What one gets
+
+
+def test_last_in_first_out(make_pool: MakePool) -> None:
+    """Of what rests, the connection that was returned last is lent first."""
+    pool = make_pool(size=3)
+    connections = [pool.get_connection() for _ in range(3)]
+    sessions = [connection.thread_id() for connection in connections]
+    for connection in connections:
+        connection.close()
+    connections = [pool.get_connection() for _ in range(3)]
+    assert [connection.thread_id() for connection in connections] == sessions[::-1]
+    for connection in connections:
+        connection.close()
+
+
+def test_none_is_opened_while_one_rests(make_pool: MakePool) -> None:
+    """A connection is opened only when no open one rests, and what could be opened does not come before what rests."""
+    pool = make_pool(size=1, maxsize=4)
+    for _ in range(5):
+        with pool.connection(), pool.connection():
+            assert pool.size() == 2
+    assert (pool.total_num, pool.available_num, pool.size()) == (2, 2, 4)
+
+
+def test_a_subclass_of_connection(make_pool: MakePool) -> None:
+    """What is lent is an instance of `connection_class`, with what its `__init__` has set, on every loan."""
+
+    class Mine(Connection):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.colour = "blue"
+
+    pool = make_pool(size=1, connection_class=Mine)
+    for _ in range(2):
+        with pool.connection() as connection:
+            assert type(connection) is Mine
+            assert connection.colour == "blue"
+            connection.colour = "red"
+
+
+def test_two_pools_to_two_databases(make_pool: MakePool, admin: Admin, database: str) -> None:
+    """Two pools to two databases live side by side, each with its own connections."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"create database {database}_2")
+    names = [database, f"{database}_2"]
+    pools = [make_pool(database=name, name=name) for name in names]
+    try:
+        with pools[0].connection() as first, pools[1].connection() as second:
+            assert [pool.size() for pool in pools] == [1, 1]
+            for connection, name in ((first, names[0]), (second, names[1])):
+                assert connection.execute_query("select database()") == ((name,),)
+            assert first.thread_id() != second.thread_id()
+        pools[0].close()
+        assert pools[1].get_connection().execute_query("select database()") == ((names[1],),)
+    finally:
+        pools[1].close()
+        with admin.cursor() as cursor:
+            cursor.execute(f"drop database {database}_2")
+
+
+# Opening
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def test_a_server_out_of_reach_is_no_exhausted_pool(make_pool: MakePool, closed_port: int) -> None:
+    """Where the server can't be reached the caller gets PyMySQL's own error, and no place is lost."""
+    pool = make_pool(pre_create_num=0, host="127.0.0.1", port=closed_port)
+    for _ in range(5):
+        with pytest.raises(OperationalError) as raised:
+            pool.get_connection(timeout=0)
+        assert raised.value.args[0] == 2003
+        assert not isinstance(raised.value, PoolError)
+    assert (pool.size(), pool.total_num) == (2, 0)
+
+
+def test_a_server_that_comes_back(make_pool: MakePool, proxy: Proxy) -> None:
+    """After failed openings the pool lends again as soon as the server answers, up to its bound."""
+    pool = make_pool(size=2, pre_create_num=0, host=proxy.host, port=proxy.port)
+    proxy.refuse = True
+    for _ in range(3):
+        with pytest.raises(OperationalError):
+            pool.get_connection(timeout=0)
+    proxy.refuse = False
+    with pool.connection() as first, pool.connection() as second:
+        for connection in (first, second):
+            assert connection.execute_query("select 1") == ((1,),)
+    assert (pool.size(), pool.total_num, proxy.opened) == (2, 2, 2)
+
+
+class Reluctant(Connection):
+    """A connection whose `connect()` says that it has begun, and goes on, or fails, when it is told to."""
+
+    begun: threading.Event
+    go_on: threading.Event
+    error: BaseException | None
+
+    def connect(self, sock: Any = None) -> None:
+        """Wait, then fail once or connect."""
+        cls = type(self)
+        cls.begun.set()
+        assert cls.go_on.wait(30)
+        error, cls.error = cls.error, None
+        if error is not None:
+            raise error
+        super().connect(sock)
+
+
+@pytest.fixture
+def reluctant() -> type[Reluctant]:
+    """A class of its own for each test."""
+
+    class Ours(Reluctant):
+        begun = threading.Event()
+        go_on = threading.Event()
+        error = None
+
+    return Ours
+
+
+def test_opening_holds_nobody_up(make_pool: MakePool, reluctant: type[Reluctant], threads: ThreadPoolExecutor) -> None:
+    """While one borrower opens a connection, others look, borrow, return and wait as ever."""
+    pool = make_pool(size=2, pre_create_num=0, connection_class=reluctant)
+    reluctant.go_on.set()
+    resting = pool.get_connection()
+    reluctant.go_on.clear()
+    reluctant.begun.clear()
+    opening = threads.submit(pool.get_connection)
+    assert reluctant.begun.wait(30)
+
+    resting.close()
+    assert (pool.size(), pool.available_num) == (1, 1)
+    assert "2 open" not in repr(pool)
+    for _ in range(3):
+        assert pool.get_connection(timeout=0).execute_query("select 1") == ((1,),)
+    with pool.connection(), pytest.raises(GetConnectionFromPoolError):
+        pool.get_connection(timeout=0)
+    assert not opening.done()
+    reluctant.go_on.set()
+    opening.result().close()
+    assert (pool.size(), pool.total_num) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "error", [OperationalError(2003, "no way"), KeyboardInterrupt(), GeneratorExit(), SystemExit()]
+)
+def test_a_failed_opening_gives_the_place_to_who_waits(
+    make_pool: MakePool, reluctant: type[Reluctant], threads: ThreadPoolExecutor, error: BaseException
+) -> None:
+    """Where opening fails or is interrupted the borrower gets that very error, and the next in line the place."""
+    pool = make_pool(size=1, pre_create_num=0, connection_class=reluctant)
+    reluctant.error = error
+
+    def borrow_in_vain() -> BaseException:
+        with pytest.raises(type(error)) as raised:
+            pool.get_connection()
+        return raised.value
+
+    failing = threads.submit(borrow_in_vain)
+    assert reluctant.begun.wait(30)
+    waiter = threads.submit(pool.get_connection, timeout=None)
+    eventually(waiting(pool, 1))
+    reluctant.go_on.set()
+    assert failing.result() is error
+    waiter.result().close()
+    assert (pool.size(), pool.total_num) == (1, 1)
+
+
+# The bound
+
+
+@pytest.fixture
+def make_user(admin: Admin, server: Server) -> Iterator[Callable[[str], dict[str, str]]]:
+    """Make a user whose connections the server itself limits; its name and password are what is returned."""
+    name = f"user_{uuid.uuid4().hex[:16]}"
+    # For each way in which a server may see this host; an anonymous account would come before one for "%".
+    accounts = [f"{name}@'{host}'" for host in ("localhost", "127.0.0.1", "%")]
+
+    def make(limit: str) -> dict[str, str]:
+        with admin.cursor() as cursor:
+            for account in accounts:
+                cursor.execute(f"create user {account} identified by '' with {limit}")
+                cursor.execute(f"grant all on *.* to {account}")
+        return {"user": name, "password": ""}
+
+    yield make
+    with admin.cursor() as cursor:
+        cursor.execute(f"drop user {', '.join(accounts)}")
+
+
+def sessions_of(admin: Admin, user: str) -> int:
+    """How many sessions of this user's the server has."""
+    with admin.cursor() as cursor:
+        cursor.execute("show processlist")
+        return [row[1] for row in cursor.fetchall()].count(user)
+
+
+def test_the_bound(make_pool: MakePool, make_user: Callable[[str], dict[str, str]], server: Server) -> None:
+    """64 threads at once against `maxsize=3` never open a fourth connection: the server would refuse it."""
+    user = make_user("max_user_connections 3")
+    pool = make_pool(size=1, maxsize=3, pre_create_num=0, **user)
+    together = threading.Barrier(64)
+
+    def work(number: int) -> set[int]:
+        together.wait(30)
+        sessions = set()
+        for again in range(4):
+            with pool.get_connection(timeout=None) as cursor:
+                [(answer, session)] = cursor.db_query("select %s, connection_id()", (number + again,))
+                assert answer == number + again
+                sessions.add(session)
+        return sessions
+
+    with ThreadPoolExecutor(64) as threads:
+        sessions = set().union(*threads.map(work, range(64)))
+    assert len(sessions) == pool.total_num <= 3
+    connections = [pool.get_connection(timeout=0) for _ in range(3)]
+    with pytest.raises(OperationalError, match="max_user_connections"):
+        pymysql.connect(**{**server.connect_kwargs, **user})
+    for connection in connections:
+        connection.close()
+
+
+def test_a_failing_constructor_closes_what_it_has_opened(
+    make_pool: MakePool, make_user: Callable[[str], dict[str, str]], admin: Admin
+) -> None:
+    """Where the third connection can't be opened, the constructor raises PyMySQL's error and closes the two."""
+    user = make_user("max_user_connections 2")
+    with pytest.raises(OperationalError) as raised:
+        make_pool(size=3, **user)
+    assert raised.value.args[0] == 1226  # the limit
+    assert not isinstance(raised.value, PoolError)
+    eventually(lambda: sessions_of(admin, user["user"]) == 0)  # it takes the server a moment to see a socket closed
+    with make_pool(size=2, **user) as pool:
+        assert sessions_of(admin, user["user"]) == pool.total_num == 2
+    eventually(lambda: sessions_of(admin, user["user"]) == 0)
+
+
+# The end of the interpreter
+
+
+EXITS = {
+    "the main thread holds one": "connection = pool.get_connection()",
+    "the main thread is in a block": "pool.get_connection().__enter__().execute('select 1')",
+    "a daemon thread holds one": """
+def hold():
+    connection = pool.get_connection()
+    ready.set()
+    threading.Event().wait()
+threading.Thread(target=hold, daemon=True).start()
+ready.wait()
+""",
+    "a daemon thread waits for one": """
+connection = pool.get_connection()
+threading.Thread(target=pool.get_connection, args=(None,), daemon=True).start()
+while " 1 waiting" not in repr(pool):
+    time.sleep(0.001)
+""",
+    "a daemon thread works": """
+def work():
+    while True:
+        with pool.connection() as connection, connection.cursor() as cursor:
+            cursor.execute("select 1")
+            ready.set()
+threading.Thread(target=work, daemon=True).start()
+ready.wait()
+""",
+    "a daemon thread is in a query": """
+def work():
+    with pool.get_connection() as cursor:
+        ready.set()
+        cursor.execute("select sleep(100)")
+threading.Thread(target=work, daemon=True).start()
+ready.wait()
+""",
+    "an ended thread still holds one": """
+local = threading.local()
+held = []
+thread = threading.Thread(target=lambda: held.append(pool.get_connection()))
+thread.start()
+thread.join()
+""",
+    "a cycle holds one": "connection = pool.get_connection(); connection.me = connection",
+    "nobody holds any": "pool.get_connection().close()",
+}
+
+
+@pytest.mark.parametrize("how", EXITS)
+def test_the_end_of_the_interpreter(server: Server, how: str) -> None:
+    """A connection that is held when the interpreter exits keeps no process alive and prints nothing."""
+    if "thread" in how:
+        skip_where_the_interpreter_prints()
+    program = f"""
+import json, sys, threading, time, pymysqlpool
+pool = pymysqlpool.ConnectionPool(1, **json.loads(sys.stdin.read()))
+ready = threading.Event()
+{EXITS[how]}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(server.connect_kwargs),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# Lost handles
+
+
+def lose(pool: ConnectionPool, *, in_cycle: bool = False) -> tuple[int, int]:
+    """Borrow and drop a connection; return its session and the line of the borrow."""
+    connection = pool.get_connection()
+    line = sys._getframe().f_lineno - 1
+    session = connection.thread_id()
+    if in_cycle:
+        connection.me = connection
+    del connection
+    gc.collect()
+    return session, line
+
+
+# In a cycle the collector may find the socket before the connection that would close it.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("in_cycle", [False, True])
+@pytest.mark.parametrize("look", [ConnectionPool.size, lambda pool: pool.get_connection(timeout=0).close()])
+def test_a_lost_handle_comes_back(make_pool: MakePool, look: Callable[[ConnectionPool], Any], in_cycle: bool) -> None:
+    """A handle that is dropped gives its place back, with a ResourceWarning that names the line of the borrow."""
+    pool = make_pool(size=1)
+    session, line = lose(pool, in_cycle=in_cycle)
+    with pytest.warns(ResourceWarning, match="never returned") as caught:
+        look(pool)
+    assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, line)]
+    assert pool.size() == 1
+    with pool.connection(timeout=0) as connection:
+        assert connection.thread_id() != session
+    assert (pool.size(), pool.total_num) == (1, 1)
+
+
+def test_a_lost_handle_comes_back_to_who_waits(make_pool: MakePool, threads: ThreadPoolExecutor) -> None:
+    """A lost handle's place comes to a thread that already waits, even for ever."""
+    pool = make_pool(size=1)
+    held = [pool.get_connection()]
+    line = sys._getframe().f_lineno - 1
+    waiter = threads.submit(pool.get_connection, timeout=None)
+    eventually(waiting(pool, 1))
+
+    def drop() -> Connection:
+        held.clear()
+        gc.collect()
+        return waiter.result()
+
+    with pytest.warns(ResourceWarning, match="never returned") as caught:
+        connection = drop()
+    assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, line)]
+    connection.close()
+    assert pool.size() == 1
+
+
+def test_a_lost_handle_does_not_punish_who_finds_it(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+    """Where warnings are errors, who borrows next gets a connection all the same, and the log tells of the loss."""
+    pool = make_pool(size=1)
+    _, line = lose(pool)
+    pool.get_connection(timeout=0).close()
+    [record] = caplog.records
+    assert f"{__file__}:{line}" in record.getMessage()
+    assert record.levelname in ("WARNING", "ERROR")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_a_lost_handle_wrote_is_undone(make_pool: MakePool, admin: Admin, database: str) -> None:
+    """A lost handle's transaction ends with its session, and holds up nobody."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"create table {database}.numbers (number int primary key) engine=innodb")
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    connection.cursor().execute("insert into numbers values (1)")
+    del connection
+    gc.collect()
+    handle = pool.get_connection(timeout=0)
+    handle.execute_query("insert into numbers values (1)")
+    with admin.cursor() as cursor:
+        assert cursor.execute(f"select * from {database}.numbers") == 1

@@ -1,0 +1,206 @@
+"""What hardly ever happens, each thing on a real server."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pymysql
+import pytest
+from helpers import eventually, session_of, sessions
+from pymysql.cursors import Cursor, SSCursor
+from server import running_server
+
+import pymysqlpool
+from pymysqlpool import ConnectionPool, PoolError
+
+if TYPE_CHECKING:
+    from helpers import MakePool
+
+
+def test_a_block_without_a_cursor_gives_its_connection_back(make_pool: MakePool) -> None:
+    """Where the cursor of a block can't be made, the connection goes back and the error comes out."""
+
+    class Broken(Cursor):
+        def __init__(self, _connection: Any) -> None:
+            raise ZeroDivisionError
+
+    pool = make_pool(size=1, cursorclass=Broken)
+    with pytest.raises(ZeroDivisionError), pool.get_connection():
+        pass
+    assert (pool.size(), pool.total_num) == (1, 1)
+    pool = make_pool(size=1)
+    with pool.connection() as connection:
+        connection.cursorclass = Broken
+        with pytest.raises(ZeroDivisionError), connection:
+            pass
+        assert pool.size() == 0
+    assert pool.size() == 1
+
+
+def test_the_end_of_a_block_that_was_not_begun(make_pool: MakePool) -> None:
+    """Leaving a block that nobody has entered is told in words, and the connection goes on."""
+    connection = make_pool(size=1).get_connection()
+    with pytest.raises(PoolError, match="no block"):
+        connection.__exit__(None, None, None)
+    assert connection.execute_query("select 1") == ((1,),)
+
+
+def test_an_unbuffered_result_after_its_end(make_pool: MakePool) -> None:
+    """An unbuffered cursor that is at its end says so again and again, also when another query has been run since."""
+    connection = make_pool(size=1).get_connection()
+    cursor = connection.cursor(SSCursor)
+    cursor.execute("select 1")
+    assert [cursor.fetchone(), cursor.fetchone()] == [(1,), None]
+    with connection.cursor() as other:
+        other.execute("select 2")
+    assert cursor.fetchone() is None
+
+
+def test_warnings_and_charsets_are_whole_replies(make_pool: MakePool) -> None:
+    """After `show_warnings()`, `set_charset()` and `set_character_set()`, also failed ones, the session goes on."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    session = session_of(connection)
+    connection.query("select 1/0")
+    assert connection.show_warnings()[0][2] == "Division by 0"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyMySQL's, of set_charset
+        connection.set_charset("latin1")
+    if hasattr(pymysql.connections.Connection, "set_character_set"):
+        with pytest.raises(pymysql.Error):
+            connection.set_character_set("utf8mb4", "latin1_bin")
+        connection.set_character_set("utf8mb4")
+    assert session_of(connection) == session
+    connection.close()
+    with pool.get_connection() as cur:
+        assert cur.db_query("select connection_id(), @@character_set_client") == ((session, "utf8mb4"),)
+
+
+def test_a_long_statement_is_not_read(make_pool: MakePool) -> None:
+    """Whatever is hidden at the end of a long statement is undone."""
+    pool = make_pool(size=1, autocommit=True)
+    with pool.get_connection() as cur:
+        cur.execute("select '" + 20_000 * "x" + "', @v := 1")
+    with pool.get_connection() as cur:
+        assert cur.db_query("select @v") == ((None,),)
+
+
+def test_an_init_command_with_several_results(make_pool: MakePool, database: str, admin: Any) -> None:
+    """All results of an `init_command` are read when it is run again."""
+    with admin.cursor() as cur:
+        cur.execute(f"create procedure {database}.two() begin select 1; select 2; set @v = 3; end")
+    pool = make_pool(size=1, init_command="call two()")
+    for _ in range(3):
+        with pool.get_connection() as cur:
+            assert cur.db_query("select @v") == ((3,),)
+            cur.execute("set @v = 4")
+    assert pool.total_num == 1
+
+
+class WithoutRoles(pymysqlpool.Connection):
+    """Talks to its server as if that had no roles, as MySQL 5.7."""
+
+    def query(self, sql: Any, unbuffered: bool = False) -> int:
+        """Ask for a function that the server does not have."""
+        return super().query(sql.replace("CURRENT_ROLE", "NO_SUCH_FUNCTION"), unbuffered)
+
+
+def test_a_server_without_roles(make_pool: MakePool) -> None:
+    """The reset works on a server that knows no roles."""
+    pool = make_pool(size=1, connection_class=WithoutRoles)
+    connection = pool.get_connection()
+    session = session_of(connection)
+    connection.execute_query("set @v = 1")
+    with pool.get_connection() as cur:
+        assert cur.db_query("select @v, connection_id()") == ((None, session),)
+
+
+class Killed(pymysqlpool.Connection):
+    """Loses its session when it asks for its role."""
+
+    def query(self, sql: Any, unbuffered: bool = False) -> int:
+        """Kill the session first."""
+        if "CURRENT_ROLE" in sql:
+            self._sock.shutdown(2)
+        return super().query(sql, unbuffered)
+
+
+def test_a_session_that_is_lost_while_it_is_prepared(make_pool: MakePool) -> None:
+    """A session that ends before it is ready is an opening that failed, and costs no place."""
+    with pytest.raises(pymysql.err.OperationalError):
+        make_pool(size=1, connection_class=Killed)
+    pool = make_pool(size=1, pre_create_num=0, connection_class=Killed)
+    with pytest.raises(pymysql.err.OperationalError):
+        pool.get_connection()
+    assert pool.size() == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the server is started as on Unix")
+def test_owed_replies_over_tls() -> None:
+    """Replies to a reset come over TLS as they do without."""
+    with running_server(tls=True) as server:
+        if server.ca is None:
+            pytest.skip("this server is not ours")
+        with ConnectionPool(1, ssl={"ca": server.ca}, **server.connect_kwargs) as pool:
+            sessions = set()
+            for _ in range(5):
+                with pool.get_connection() as cur:
+                    sessions.add(cur.db_query("select connection_id()"))
+                    cur.execute("set @v = 1")
+                connection = pool.get_connection()
+                sessions.add(session_of(connection))
+                assert connection.execute_query("select @v") == ((None,),)
+            assert len({str(session).strip("(),") for session in sessions}) == 1
+
+
+def test_a_reconnect_by_hand_in_a_block(make_pool: MakePool, database: str, admin: Any) -> None:
+    """Where a block has written and lost its session, a reconnect does not make its end a success."""
+    with admin.cursor() as cur:
+        cur.execute(f"create table {database}.news (n int)")
+    pool = make_pool(size=1)
+
+    def write_and_reconnect() -> None:
+        with pool.connection() as connection:
+            connection.query("insert into news values (1)")
+            admin.kill(connection.thread_id())
+            with pytest.raises(pymysql.Error):
+                connection.query("select sleep(10)")
+            connection.connect()
+            connection.query("insert into news values (2)")
+
+    with pytest.raises(pymysql.err.OperationalError, match="gone"):
+        write_and_reconnect()
+    with pool.connection() as connection:
+        connection.connect()
+        connection.query("insert into news values (3)")
+    assert pool.get_connection().execute_query("select n from news") == ((3,),)
+
+
+class Tagged(pymysqlpool.Connection):
+    """Has a list of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tags = ["new"]
+
+
+def test_the_lists_of_a_subclass(make_pool: MakePool) -> None:
+    """What a borrower puts into a list or dict of a subclass's reaches no other borrower, and no other connection."""
+    pool = make_pool(size=2, connection_class=Tagged)
+    for _ in range(3):
+        one, other = pool.get_connection(), pool.get_connection()
+        assert one.tags == other.tags == ["new"]
+        one.tags.append("used")
+        assert other.tags == ["new"]
+        one.close()
+        other.close()
+
+
+def test_a_connection_without_a_pool_is_closed_when_dropped(server: Any, admin: Any, database: str) -> None:
+    """Dropping a connection that has no pool ends its session, without a warning, as PyMySQL does."""
+    connection = pymysqlpool.Connection(database=database, **server.connect_kwargs)
+    assert sessions(admin, database) == {connection.thread_id()}
+    del connection
+    eventually(lambda: not sessions(admin, database))

@@ -1,0 +1,61 @@
+"""The README is true: its blocks run, and its lists and tables name what there is."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import pymysqlpool
+
+if TYPE_CHECKING:
+    from server import Server
+
+README = Path(__file__).parent.parent.joinpath("README.md").read_text()
+CONFIG = 'dict(host="localhost", user="app", password="secret", database="shop")'
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_session_shows_what_it_says(server: Server, database: str) -> None:
+    """The first example, typed in as it stands, answers as it says."""
+    [session] = blocks("pycon")
+    assert CONFIG in session
+    session = session.replace(CONFIG, repr({**server.connect_kwargs, "database": database}))
+    test = doctest.DocTestParser().get_doctest(session, {}, "README", None, 0)
+    assert doctest.DocTestRunner().run(test) == doctest.TestResults(0, len(test.examples))
+
+
+def test_the_program_runs(make_pool: Any) -> None:
+    """The second example runs, and leaves nothing borrowed."""
+    [program] = blocks("python")
+    namespace: dict[str, Any] = {"pool": make_pool()}
+    exec(compile(program, "README", "exec"), namespace)  # noqa: S102  ours
+    assert namespace["row"] == (1,)
+    assert namespace["pool"].size() == 2
+
+
+def test_the_table_has_all_options() -> None:
+    """The table of options names each argument of the pool, and no other."""
+    table = README[README.index("## Options") : README.index("`get_connection(timeout=1")]
+    named = set(re.findall(r"^\|[^|]*\| `(\w+)` \|", table, re.MULTILINE))
+    assert named == set(inspect.signature(pymysqlpool.ConnectionPool).parameters) - {"connect_kwargs"}
+
+
+@pytest.mark.parametrize("line", blocks("sh")[0].splitlines())
+def test_the_commands_are_toxs(line: str) -> None:
+    """The two commands run tox, on the demo and on everything, as `.ci/run` does."""
+    assert re.search(r"pipx run tox( -e demo)?$", line)
+
+
+def test_the_files_to_read_are_all_there_are() -> None:
+    """The way to read the package passes each of its files but the two short ones that others lean on."""
+    package = {path.name for path in Path(pymysqlpool.__file__).parent.glob("*.py")}
+    reading = set(re.findall(r"`(\w+\.py)`", README[README.index("To read the package") :]))
+    assert package - reading == {"__init__.py", "callers.py", "log.py"}
