@@ -1,0 +1,98 @@
+"""The processor's time for {borrow, return}, with and without a SELECT between, and with many connections at rest."""
+
+from __future__ import annotations
+
+import queue
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable
+
+from common import Figure, Measure, Setting, cpu, ratio, stay_on_one_core
+from peers import select
+
+if TYPE_CHECKING:
+    from peers import Pool
+
+CYCLES = 300
+MANY = 1000
+
+
+def cycle_often(borrow: Callable[[], Any], give_back: Callable[[Any], Any]) -> None:
+    for _ in range(CYCLES):
+        give_back(borrow())
+
+
+def cycle_with_select_often(
+    borrow: Callable[[], Any], use: Callable[[Any], Any], give_back: Callable[[Any], Any]
+) -> None:
+    for _ in range(CYCLES):
+        connection = borrow()
+        use(connection)
+        give_back(connection)
+
+
+def select_often(raw: Any) -> None:
+    for _ in range(CYCLES):
+        select(raw)
+
+
+def measure_cycle(peer: type[Pool], setting: Setting) -> dict[str, float]:
+    """{borrow, return} beside a queue's put and get."""
+    stay_on_one_core()
+    bare: queue.LifoQueue[object] = queue.LifoQueue()
+    bare.put(object())
+    pool = peer(1, **setting.near)
+    return {
+        "cycle": ratio(
+            partial(cpu, cycle_often, pool.borrow, pool.give_back),
+            partial(cpu, cycle_often, bare.get, bare.put),
+            setting.rounds(400),
+        )
+    }
+
+
+def measure_growth(peer: type[Pool], setting: Setting) -> dict[str, float]:
+    """{borrow, return} of a pool of 1000 idle connections beside that of a pool of 1."""
+    stay_on_one_core()
+    many = peer(MANY, **setting.near)
+    one = peer(1, **setting.near)
+    return {
+        "growth": ratio(
+            partial(cpu, cycle_often, many.borrow, many.give_back),
+            partial(cpu, cycle_often, one.borrow, one.give_back),
+            setting.rounds(400),
+        )
+    }
+
+
+def measure_select(peer: type[Pool], setting: Setting) -> dict[str, float]:
+    """{borrow, SELECT 1, return} beside raw PyMySQL's SELECT 1 on the same session."""
+    stay_on_one_core()
+    pool = peer(1, **setting.near)
+    raw = pool.raw()
+    return {
+        "select": ratio(
+            partial(cpu, cycle_with_select_often, pool.borrow, pool.select, pool.give_back),
+            partial(cpu, select_often, raw),
+            setting.rounds(120),
+        )
+    }
+
+
+CYCLE = Measure(
+    measure_cycle,
+    [
+        Figure(
+            "cycle",
+            "CPU of {borrow, return}, to a bare LifoQueue's put and get",
+            at_most=2.5 if sys.version_info >= (3, 13) else 2.0,
+        )
+    ],
+)
+GROWTH = Measure(
+    measure_growth, [Figure("growth", "the same with 1000 idle connections, to that with one", at_most=1.1)]
+)
+SELECT = Measure(
+    measure_select,
+    [Figure("select", "CPU of {borrow, SELECT 1, return}, to a raw SELECT 1 on the same session", at_most=1.2)],
+)
