@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,14 +14,13 @@ from pymysql.err import MySQLError, OperationalError
 from .cursors import of_block, with_shorthands
 from .errors import PoolError
 from .log import logger
-from .session import IMPOSSIBLE, Cleaning, cleaning_after
 from .wire import PING_TIMEOUT, WiredConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from .place import Place
+    from .session import Cleaning
 
 
 class Connection(WiredConnection):
@@ -122,7 +120,7 @@ class Connection(WiredConnection):
             blocks[me] = vars(connection).setdefault("_blocks", {})[me] = block
         except BaseException as error:
             if not block.cursors:
-                connection._give_back(error)
+                self._pool._take_back(connection, error)
             raise
         return cursor
 
@@ -169,14 +167,15 @@ class Connection(WiredConnection):
 
     def _end_block(self, cursor: Any, error: BaseException | None) -> None:
         """End a unit of work on this connection: commit or roll back, and return."""
+        pool: Any = self._pool
         try:
             self._end_cursor(cursor, error)
             if error is None and self._may_be_in_transaction:
                 self._commit_or_give_up()
         except BaseException as failure:
-            self._give_back(failure)
+            pool._take_back(self, failure)
             raise
-        self._give_back(error)
+        pool._take_back(self, error)
 
     def _commit_or_give_up(self) -> None:
         """Commit; where that fails nobody knows what the session is left with, so it is given up."""
@@ -221,55 +220,21 @@ class Connection(WiredConnection):
                     self._pool.name,
                     *self._place.loan.line(),
                 )
-            self._give_back()
+            self._pool._take_back(self)
 
-    def _give_back(self, error: BaseException | None = None) -> None:
-        """Return the place: with the session, in a successor, if that is sound after `error`, else without."""
-        place = vars(self).pop("_place", None)  # one atomic step: of two threads that return at once, one does
-        if place is None or place.is_of_parent:
-            return
-        pool = self._pool
-        assert pool is not None
-        if error is not None:
-            self._note(error)
-        is_whole = self._sock is place.sock and self._take_turn_for_good()  # PyMySQL drops a socket that has failed
-        heir = self._heir(place, pool.reset, failed=error is not None) if is_whole and self._sound else None
-        if heir is None:
-            if is_whole:
-                super().close()  # with a goodbye
-            else:
-                self._abandon()
-            place.forget_session()
-            heir = place.unopened()
-        pool._take_back(heir)
-        if logger.level <= logging.DEBUG:
-            logger.debug("Put connection back to pool(%s)", pool.name)
-
-    def _take_turn_for_good(self) -> bool:
-        """Take the token from every thread; False in the middle of a reply, which the next borrower would read."""
-        try:
-            self._turn.pop()  # type: ignore[union-attr]
-        except (AttributeError, IndexError):  # the first: interrupted while the mark is set aside, as in connect()
-            return False
-        return True
-
-    def _heir(self, place: Place, reset: str | None, *, failed: bool) -> Connection | None:
-        """The successor, which has the session, with what cleans it on its way; None if that can't be cleaned."""
-        cleaning = cleaning_after(self, reset, failed=failed)
-        if cleaning is IMPOSSIBLE:
-            return None
-        heir = place.successor(self)
-        return heir if cleaning is None else heir._sent(cleaning)
-
-    def _sent(self, cleaning: Cleaning) -> Connection | None:
-        """Itself, with `cleaning` on its way, which nobody waits for; None if the session turns out to be lost."""
+    def _has_sent(self, cleaning: Cleaning) -> bool:
+        """Whether `cleaning` is on its way, which nobody waits for, or the session turned out to be lost."""
         try:
             with self._patience(PING_TIMEOUT):
                 self._send(cleaning)
         except MySQLError:
             self._abandon()
-            return None
-        return self
+            return False
+        return True
+
+    def _quit(self) -> None:
+        """Close the session with a goodbye to the server."""
+        super().close()
 
     def _abandon(self) -> None:
         """Close the socket without a word: the session is lost, or in the middle of a reply that nobody is to read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -39,9 +40,11 @@ class FairQueue(queue.Queue[T]):
     `queue.Queue` wakes a waiter and lets any passer-by take the item first; under load most threads then get nothing.
     Items are never None.
 
-    `mutex` guards everything. At any moment either nobody waits or nothing rests here, because whoever puts an item
-    hands it to the first waiter. No lock but the mutex is taken while it is held, and nothing is called that could
-    block.
+    The mutex guards the line. What rests needs none: `deque` takes and gives in one step each. Who puts lays the item
+    down first and looks for waiters then; who waits joins the line first and looks for items then; so of two who do
+    this at once, one sees the other. Passers-by leave what rests to the line as soon as somebody stands there.
+
+    No lock but the mutex is taken while it is held, and nothing is called that could block.
     """
 
     queue: deque[T]
@@ -65,22 +68,66 @@ class FairQueue(queue.Queue[T]):
         Raises `queue.Empty` when the time is over, `LineTooLong` at once when `max_waiting` wait already, and
         `QueueClosed`.
         """
-        with self.mutex:
-            if self.queue:
+        if not self._waiters:
+            try:
                 return self.queue.pop()
+            except IndexError:
+                pass
+        return self._stand_in_line(timeout if block else 0)
+
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002  queue.Queue's
+        """Give `item` to the thread that has waited longest, or lay it on top. There is always room for it.
+
+        Raises `QueueClosed` when the queue is closed; the item is then still the caller's.
+        """
+        self.queue.append(item)
+        if self._waiters or self._closed:
+            self._pass_on(item)
+
+    def close(self) -> list[T]:
+        """Close the queue, wake all who wait, and return what rested in it. Closing again returns nothing."""
+        items: list[T] = []
+        with self.mutex:
+            self._closed = True
+            with contextlib.suppress(IndexError):
+                while True:
+                    items.append(self.queue.popleft())
+            for waiter in self._waiters:
+                waiter.served.release()
+            self._waiters.clear()
+        return items
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called."""
+        return self._closed
+
+    def resting(self) -> list[T]:
+        """What rests in the queue at this moment, the next to be taken last."""
+        return list(self.queue.copy())  # copied in one step
+
+    def qsize(self) -> int:
+        """How many items rest in the queue."""
+        return len(self.queue)
+
+    def waiting(self) -> int:
+        """How many threads stand in line."""
+        return len(self._waiters)
+
+    def _stand_in_line(self, timeout: float | None) -> T:
         self.look_up()
         waiter: _Waiter[T] = _Waiter()
         try:
             with self.mutex:
-                if self.queue:
-                    return self.queue.pop()
-                if self._closed:
-                    raise QueueClosed
-                if not block or (timeout is not None and timeout <= 0):
-                    raise queue.Empty
-                if self._max_waiting is not None and len(self._waiters) >= self._max_waiting:
-                    raise LineTooLong
                 self._waiters.append(waiter)
+                self._serve()
+                if waiter.item is None:
+                    if self._closed:
+                        raise QueueClosed
+                    if timeout is not None and timeout <= 0:
+                        raise queue.Empty
+                    if self._max_waiting is not None and len(self._waiters) > self._max_waiting:
+                        raise LineTooLong
             self._wait(waiter, timeout)
             with self.mutex:
                 item = self._leave_line(waiter)
@@ -94,57 +141,9 @@ class FairQueue(queue.Queue[T]):
             with self.mutex:
                 item = self._leave_line(waiter)
                 if item is not None and not self._closed:
-                    self._lay(item)
+                    self.queue.append(item)
+                    self._serve()
             raise
-
-    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002  queue.Queue's
-        """Give `item` to the thread that has waited longest, or lay it on top. There is always room for it.
-
-        Raises `QueueClosed` when the queue is closed; the item is then still the caller's.
-        """
-        with self.mutex:
-            if self._waiters:
-                self._hand_on(item)
-            elif self._closed:
-                raise QueueClosed
-            else:
-                self.queue.append(item)
-
-    def put_below(self, item: T) -> None:
-        """As `put`, but where nobody waits, `item` goes to the bottom, to be taken last."""
-        with self.mutex:
-            if self._closed:
-                raise QueueClosed
-            self._lay(item, below=True)
-
-    def close(self) -> list[T]:
-        """Close the queue, wake all who wait, and return what rested in it. Closing again returns nothing."""
-        with self.mutex:
-            self._closed = True
-            items = list(self.queue)
-            self.queue.clear()
-            for waiter in self._waiters:
-                waiter.served.release()
-            self._waiters.clear()
-        return items
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close()` was called."""
-        return self._closed
-
-    def resting(self) -> list[T]:
-        """What rests in the queue at this moment, the next to be taken last."""
-        with self.mutex:
-            return list(self.queue)
-
-    def qsize(self) -> int:
-        """How many items rest in the queue."""
-        return len(self.queue)
-
-    def waiting(self) -> int:
-        """How many threads stand in line."""
-        return len(self._waiters)
 
     def _wait(self, waiter: _Waiter[T], timeout: float | None) -> None:
         """Wait until served, closed, or `timeout` seconds are over."""
@@ -158,28 +157,40 @@ class FairQueue(queue.Queue[T]):
             if waiter.served.acquire(timeout=pause):
                 return
             self.look_up()
+            if self.queue:  # who laid it there was interrupted before it looked for waiters
+                with self.mutex:
+                    self._serve()
+
+    def _pass_on(self, item: T) -> None:
+        """Let those in line have `item`, which lies in the queue now, or take it out again if that is closed."""
+        with self.mutex:
+            if not self._closed:
+                self._serve()
+                return
+            try:
+                self.queue.remove(item)
+            except ValueError:
+                return  # close() has found it, or a passer-by who saw the queue open
+        raise QueueClosed
+
+    def _serve(self) -> None:
+        """Hand what rests to those in line. The mutex is held."""
+        # An exception may strike between any two of these lines. The waiter has the item before it has left the line,
+        # and looks up by itself, so that it is neither forgotten nor served twice.
+        while self._waiters:
+            waiter = self._waiters[0]
+            if waiter.item is None:
+                try:
+                    waiter.item = self.queue.pop()
+                except IndexError:
+                    return
+            self._waiters.popleft()
+            waiter.served.release()
 
     def _leave_line(self, waiter: _Waiter[T]) -> T | None:
         """Take `waiter` out of the line and what it was given out of its hands. The mutex is held."""
         item, waiter.item = waiter.item, None
-        if item is None and waiter in self._waiters:
+        # Who has an item has left the line already, unless whoever handed it over was interrupted.
+        if waiter in self._waiters if item is None else self._waiters and self._waiters[0] is waiter:
             self._waiters.remove(waiter)
         return item
-
-    def _hand_on(self, item: T) -> None:
-        """Hand `item` to the first in line. The mutex is held."""
-        # An exception may strike between any two of these lines. The waiter has the item before it has left the line,
-        # and looks up by itself, so that it is neither forgotten nor served twice.
-        waiter = self._waiters[0]
-        waiter.item = item
-        self._waiters.popleft()
-        waiter.served.release()
-
-    def _lay(self, item: T, *, below: bool = False) -> None:
-        """Hand `item` to the first in line or, where nobody waits, lay it on top or below. The mutex is held."""
-        if self._waiters:
-            self._hand_on(item)
-        elif below:
-            self.queue.appendleft(item)
-        else:
-            self.queue.append(item)

@@ -9,26 +9,30 @@ import random
 import select
 import selectors
 import socket
-import threading
-import time
 import warnings
 from collections import deque
+from threading import Thread, current_thread
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable
 from weakref import ref
 
 from .callers import INTERNAL, caller
-from .fairqueue import LOOK_UP, FairQueue
+from .fairqueue import LOOK_UP, FairQueue, QueueClosed
 from .log import logger
-from .wire import LAZY
+from .session import IMPOSSIBLE
+from .wire import OFTEN, RARE, own
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
     from .connection import Connection
+    from .session import Cleaning
 
 # Ages are shortened by up to this part, never lengthened, so that connections opened together do not all expire
 # together.
 _JITTER = 0.1
+
+_new = object.__new__
 
 
 class Place:
@@ -48,11 +52,11 @@ class Place:
         "_state",
         "_template",
         "expires_at",
-        "has_news",
         "is_of_parent",
         "is_open",
         "loan",
         "look_after",
+        "poll",
         "rests_since",
         "sock",
     )
@@ -66,9 +70,10 @@ class Place:
         #: The session's socket; None where there is no session, and where users patch `connect` away in tests of their
         #: own.
         self.sock: Any
-        #: Tells without a round trip whether the server has said something, or closed: an idle session hears nothing.
-        self.has_news: Callable[[], object]
-        #: When the session is so old that it is replaced, and when it wants a closer look before it is lent.
+        #: Waits so many milliseconds for the server to say something, or to close: an idle session hears nothing.
+        self.poll: Callable[[int], object]
+        #: When the session is so old that it is replaced, when it wants a closer look before it is lent, and since when
+        #: it rests.
         self.expires_at: float
         self.look_after: float
         self.rests_since = 0.0
@@ -79,8 +84,10 @@ class Place:
 
     def unopened(self) -> Connection:
         """A connection for this place that is yet to be opened."""
-        state = vars(self._template)
-        return self._connection({**state, **{name: state[name].copy() for name in _mutable(state)}})
+        connection = _new(type(self._template))
+        connection.__dict__ = {name: own(value) for name, value in vars(self._template).items()}
+        connection._place = self
+        return connection
 
     def remember_session(self, connection: Connection, lifetime: float) -> None:
         """Keep what `connection` is when it was just opened: a successor starts from that, whatever a borrower changes.
@@ -89,17 +96,17 @@ class Place:
         """
         connection._result = None
         attributes = vars(connection)
-        pristine = {name: attributes.pop(name) for name in LAZY}
-        self._shared = _mutable(attributes)  # those of a subclass
-        attributes["_pristine"] = pristine
-        state = attributes.copy()
-        del state["_place"]
-        attributes.update({name: state[name].copy() for name in self._shared})  # for the first borrower
+        pristine = {name: attributes.pop(name) for name in RARE if name in attributes}
+        state = {**attributes, **{name: getattr(type(connection), name) for name in OFTEN}}
+        self._shared = [name for name, value in state.items() if own(value) is not value]  # a subclass has such
+        attributes.update({name: own(state[name]) for name in self._shared})  # for the first borrower
+        attributes["_pristine"] = state["_pristine"] = pristine
         connection._turn = [None]  # from now on the wire keeps its mark
         self.sock = sock = connection._sock
-        self.has_news = bool if sock is None else _has_news(sock)
+        self.poll = bool if sock is None else _poll(sock)
         self._close_socket = bool if sock is None else _closer(sock)
-        self.expires_at = time.monotonic() + lifetime * (1 - _JITTER * random.random())  # noqa: S311  no secret
+        self.rests_since = now = monotonic()
+        self.expires_at = now + lifetime * (1 - _JITTER * random.random())  # noqa: S311  no secret
         self._state = state
         self.is_open = True
 
@@ -108,23 +115,42 @@ class Place:
         self._state = {}
         self.is_open = False
         self.sock = None
-        self.has_news = bool
+        self.poll = bool
         self._close_socket = bool
         self.expires_at = math.inf
         self.look_after = -math.inf
 
-    def successor(self, handle: Connection) -> Connection:
-        """A fresh connection on the session of `handle`, which loses it."""
-        attributes = self._state.copy()
-        for name in self._shared:
-            attributes[name] = attributes[name].copy()
-        attributes["_turn"] = [None]
-        # What PyMySQL, from 1.2 on, has last set on the socket, and the replies that are still to come.
-        attributes["_current_timeout"] = handle._current_timeout
-        attributes["_owed"] = handle._owed
-        successor = self._connection(attributes)
-        handle._sock = handle._rfile = None
-        return successor
+    def successor(self, handle: Connection, cleaning: Cleaning | None) -> Connection:
+        """A fresh connection on the session of `handle`, which loses it, with `cleaning` on its way to the server.
+
+        Where the session can't be kept it is closed, and the successor is yet to be opened.
+        """
+        try:
+            handle._turn.pop()  # type: ignore[union-attr]  # takes the token from every thread
+            is_whole = handle._sock is self.sock  # PyMySQL drops a socket that has failed
+        except (AttributeError, IndexError):  # the first: interrupted while the mark is set aside, as in connect()
+            is_whole = False  # in the middle of a reply, which the next borrower would read
+        if not is_whole:
+            handle._abandon()
+        elif cleaning is IMPOSSIBLE or not handle._sound:
+            handle._quit()
+        else:
+            attributes = self._state.copy()
+            if self._shared:
+                attributes.update({name: own(attributes[name]) for name in self._shared})
+            attributes["_place"] = self
+            attributes["_turn"] = [None]
+            # What PyMySQL, from 1.2 on, has last set on the socket, and the replies that are still to come.
+            attributes["_current_timeout"] = handle._current_timeout
+            attributes["_owed"] = handle._owed
+            successor = _new(self._template.__class__)
+            successor.__dict__ = attributes
+            handle._sock = handle._rfile = None
+            if cleaning is None or successor._has_sent(cleaning):
+                return successor
+            del successor._place
+        self.forget_session()
+        return self.unopened()
 
     def leave_to_parent(self) -> None:  # pragma: no cover  in a forked child
         """In a forked child: let go of the session without a word to the server."""
@@ -136,12 +162,6 @@ class Place:
         # needs is here, also when the interpreter takes itself apart.
         self._close_socket()
 
-    def _connection(self, attributes: dict[str, Any]) -> Connection:
-        connection = object.__new__(type(self._template))
-        attributes["_place"] = self
-        connection.__dict__ = attributes
-        return connection
-
 
 class Loan:
     """Who has a place, since when, and from which line. It outlives the place, to tell who has lost it."""
@@ -149,7 +169,7 @@ class Loan:
     __slots__ = ("_code", "_instruction", "borrower", "since", "was_warned_of")
 
     def __init__(self) -> None:
-        self.borrower: threading.Thread | None = None
+        self.borrower: Thread | None = None
         self.since = 0.0
         self.was_warned_of = False
         self._code: CodeType | None = None
@@ -162,7 +182,7 @@ class Loan:
         self._code = frame.f_code
         self._instruction = frame.f_lasti
         self.since = now
-        self.borrower = threading.current_thread()
+        self.borrower = current_thread()
 
     def line(self) -> tuple[str, int]:
         """File and line of the borrow, worked out when somebody asks: a borrow notes no more than the instruction."""
@@ -179,7 +199,7 @@ class Loan:
         return {
             "thread": borrower.name,
             "alive": borrower.is_alive(),
-            "seconds": time.monotonic() - self.since,
+            "seconds": monotonic() - self.since,
             "file": file,
             "line": line,
         }
@@ -211,6 +231,20 @@ class Places(FairQueue["Connection"]):
         """How many sessions there are, idle or borrowed."""
         return sum(place.is_open for place in self._alive())
 
+    def put(self, item: Connection, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002  queue.Queue's
+        """Let a connection rest, or hand it to the first in the line. If the queue is closed, so is the connection."""
+        if item._place.is_open:
+            self.queue.append(item)
+        else:
+            self.queue.appendleft(item)
+        if self._waiters or self._closed:
+            try:
+                self._pass_on(item)
+            except QueueClosed:
+                hang_up(item)
+                with self.not_full:
+                    self.not_full.notify_all()
+
     def look_up(self) -> None:
         """Replace the places that nobody refers to any more, and tell where they had been borrowed."""
         if not self._dead or self.closed:
@@ -228,20 +262,20 @@ class Places(FairQueue["Connection"]):
     def retire(self, is_due: Callable[[Place], bool], most: int) -> list[Connection]:
         """Give up idle sessions that are due, at most `most`, and return their connections, which are to be closed."""
         retired: list[Connection] = []
-        with self.mutex:
-            rest: deque[Connection] = deque()
-            for connection in self.queue:
-                place = connection._place
-                if len(retired) < most and place.is_open and is_due(place):
-                    place.look_after = -math.inf  # if it comes to the worst between the lines below, a borrower looks
-                    retired.append(connection)
-                    rest.appendleft(place.unopened())
-                else:
-                    rest.append(connection)
-            self.queue = rest  # in one step: an exception may strike between any two lines
-            for connection in retired:
-                connection._place.forget_session()
-                del connection._place
+        for connection in self.resting():
+            if len(retired) >= most:
+                break
+            place = connection._place
+            if place is None or not place.is_open or not is_due(place):
+                continue
+            try:
+                self.queue.remove(connection)  # in one step, as a borrower takes it: it is ours, or it was theirs
+            except ValueError:
+                continue
+            del connection._place
+            place.forget_session()
+            retired.append(connection)
+            self.put(place.unopened())
         return retired
 
     def expire_all(self) -> None:
@@ -251,16 +285,11 @@ class Places(FairQueue["Connection"]):
 
     def wait_until_all_back(self, timeout: float | None) -> int:
         """Wait up to `timeout` seconds until all is back in a closed pool, and return how many are still out."""
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else monotonic() + timeout
         with self.not_full:
-            while (out := len(self.borrows())) and (left := deadline - time.monotonic()) > 0:
+            while (out := len(self.borrows())) and (left := deadline - monotonic()) > 0:
                 self.not_full.wait(min(left, LOOK_UP))
         return out
-
-    def notify_back(self) -> None:
-        """Wake who waits in `wait_until_all_back`."""
-        with self.not_full:
-            self.not_full.notify_all()
 
     def orphan(self) -> None:  # pragma: no cover  in a forked child
         """In a forked child: let go of the parent's sessions. Takes no lock: a thread that is not here may have it."""
@@ -282,8 +311,17 @@ class Places(FairQueue["Connection"]):
         for _ in range(self.maxsize - len(alive)):
             place = Place(self._template)
             alive[ref(place, self._dead.append)] = place.loan
-            self._lay(place.unopened(), below=True)
+            self.queue.appendleft(place.unopened())
+        self._serve()
         return lost
+
+
+def hang_up(connection: Connection) -> None:
+    """Close an idle connection with a proper goodbye, where it is open."""
+    place = connection._place
+    if place.is_open:
+        place.forget_session()
+        connection.close()
 
 
 def _warn_of_lost(data: dict[str, Any]) -> None:
@@ -297,25 +335,20 @@ def _warn_of_lost(data: dict[str, Any]) -> None:
         logger.error("%s:%s: %s", data["file"], data["line"], message)
 
 
-def _mutable(attributes: dict[str, Any]) -> list[str]:
-    """The attributes that one connection could change under another if they shared them."""
-    return [name for name, value in attributes.items() if type(value) in (dict, list, set)]
-
-
 def _closer(sock: Any) -> Callable[[], object]:
     """A call that closes `sock`: if it is Python's own in C, and without regard to the file that PyMySQL reads from."""
     return functools.partial(socket.SocketType.close, sock) if isinstance(sock, socket.SocketType) else sock.close
 
 
-def _has_news(sock: Any) -> Callable[[], object]:
+def _poll(sock: Any) -> Callable[[int], object]:
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(sock, select.POLLIN)
-        return functools.partial(poll.poll, 0)
+        return poll.poll
 
-    def look() -> object:
+    def look(milliseconds: int) -> object:
         with selectors.DefaultSelector() as selector:
             selector.register(sock, selectors.EVENT_READ)
-            return selector.select(0)
+            return selector.select(milliseconds / 1000)
 
     return look

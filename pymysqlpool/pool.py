@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import queue
-import sys
 import threading
-import time
 import weakref
+from logging import DEBUG
+from sys import _getframe
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, NoReturn
 
 from pymysql.constants import CLIENT
@@ -21,8 +21,8 @@ from .connection import Connection
 from .errors import GetConnectionFromPoolError, PoolClosedError, ReturnConnectionToPoolError
 from .fairqueue import LineTooLong, QueueClosed
 from .log import logger
-from .place import Place, Places
-from .session import ServerFacts, settle
+from .place import Place, Places, hang_up
+from .session import IMPOSSIBLE, ServerFacts, cleaning_after, settle
 from .wire import PING_TIMEOUT
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class ConnectionPool:
         self._begin()
         try:
             for connection in [self._pool.get() for _ in range(pre_create_num)]:
-                self._take_back(self._opened(connection))
+                self._pool.put(self._opened(connection))
         except BaseException:
             self.close()
             raise
@@ -144,14 +144,10 @@ class ConnectionPool:
         """
         if retry_interval is not None:
             timeout = retry_interval
-        if (
-            type(retry_num) is not int
-            or retry_num < 0
-            or not (timeout is None or (type(timeout) in _NUMBERS and timeout >= 0))
-        ):
+        if timeout != 1 or retry_num != 1:
             _check_wait("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
         try:
-            connection = self._pool.get(True, None if timeout is None else timeout * (retry_num + 1))
+            connection = self._pool.get(True, timeout and timeout * (retry_num + 1))
         except LineTooLong:
             raise self._exhausted(
                 f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
@@ -163,15 +159,15 @@ class ConnectionPool:
             raise error  # noqa: B904  while handling queue.Empty, as ever
         except QueueClosed:
             raise PoolClosedError(f"pool({self.name}) is closed") from None
-        now = time.monotonic()
+        now = monotonic()
         place = connection._place
-        if now >= place.look_after or pre_ping or place.has_news():
+        if now >= place.look_after or now >= place.expires_at or pre_ping or place.poll(0):
             connection = self._opened(connection, now, pre_ping=pre_ping)
         connection._pool = self
-        place.loan.begin(sys._getframe(1), now)
+        place.loan.begin(_getframe(1), now)
         if now >= self._next_check:
             self._check(now)
-        if logger.level <= logging.DEBUG:
+        if logger.level <= DEBUG:
             logger.debug("Get connection from pool(%s)", self.name)
         return connection
 
@@ -211,7 +207,7 @@ class ConnectionPool:
                 del connection._place
                 connection._force_close()
                 place.forget_session()
-                self._take_back(place.unopened())
+                self._pool.put(place.unopened())
                 raise
             self._last_failure = None
         return connection
@@ -227,7 +223,7 @@ class ConnectionPool:
         try:
             with connection._patience(PING_TIMEOUT):
                 owed = connection._owed
-                if owed is not None and (owed.doubtful or place.has_news()):
+                if owed is not None and (owed.doubtful or place.poll(0)):
                     connection._read_owed()
                 if pre_ping or now - place.rests_since >= self._ping_after:
                     connection.ping()
@@ -236,14 +232,14 @@ class ConnectionPool:
             return False
         # While a reply is owed, bytes may be just that. Else the server has closed the session (KILL, wait_timeout,
         # restart), perhaps with a parting error packet.
-        if connection._owed is None and (place.has_news() or (owed is not None and connection._has_more_in_buffer())):
+        if connection._owed is None and (place.poll(0) or (owed is not None and connection._has_more_in_buffer())):
             connection._abandon()
             return False
         return True
 
     def _exhausted(self, text: str) -> GetConnectionFromPoolError:
         """The error for a borrower who has got nothing, naming the culprits."""
-        self._check(time.monotonic())
+        self._check(monotonic())
         error = GetConnectionFromPoolError(f"can't get connection from pool({self.name}) {text}")
         error.holders = []
         for loan in self._pool.borrows():
@@ -305,11 +301,21 @@ class ConnectionPool:
             raise ReturnConnectionToPoolError(f"pool({self.name}) takes back its own connections, not {connection!r}")
         connection.close()
 
-    def _take_back(self, connection: Connection) -> None:
-        """Let a returned connection rest, or hand it to the first in the line. It may wait for no server."""
-        place = connection._place
+    def _take_back(self, handle: Connection, error: BaseException | None = None) -> None:
+        """End the loan of `handle`, which may have met with `error`. It waits for no server."""
+        place = handle.__dict__.pop("_place", None)  # one atomic step: of two threads that return at once, one does
+        if place is None or place.is_of_parent:
+            return
+        if error is not None:
+            handle._note(error)
+        now = monotonic()
+        cleaning = cleaning_after(handle, self.reset, error) if now < place.expires_at else IMPOSSIBLE
+        connection = place.successor(handle, cleaning)
+        if place.is_open:
+            place.rests_since = now
+            place.look_after = now if cleaning is not None and cleaning.doubtful else now + self._ping_after
         loan = place.loan
-        now = time.monotonic()
+        loan.borrower = None
         if loan.was_warned_of:
             loan.was_warned_of = False
             logger.warning(
@@ -318,29 +324,11 @@ class ConnectionPool:
                 *loan.line(),
                 now - loan.since,
             )
-        loan.borrower = None
-        if place.is_open:
-            place.rests_since = now
-            if now >= place.expires_at:
-                del connection._place
-                connection.close()
-                place.forget_session()
-                connection = place.unopened()
-            elif connection._owed is not None and connection._owed.doubtful:
-                place.look_after = now
-            else:
-                look_after = now + self._ping_after
-                place.look_after = min(place.expires_at, look_after)
-        try:
-            if place.is_open:
-                self._pool.put(connection)
-            else:
-                self._pool.put_below(connection)
-        except QueueClosed:
-            _hang_up(connection)
-            self._pool.notify_back()
+        self._pool.put(connection)
         if now >= self._next_check:
             self._check(now)
+        if logger.level <= DEBUG:
+            logger.debug("Put connection back to pool(%s)", self.name)
 
     # State
 
@@ -387,7 +375,7 @@ class ConnectionPool:
         """
         _seconds("timeout", timeout)
         for connection in self._pool.close():
-            _hang_up(connection)
+            hang_up(connection)
         return self._pool.wait_until_all_back(timeout)
 
     def __enter__(self) -> ConnectionPool:
@@ -452,18 +440,7 @@ def _say_goodbye(places: Places) -> None:
     """Close what is idle, without a lock, as the collector may call this inside any; a thread may go on at exit."""
     while places.queue:
         with contextlib.suppress(IndexError):
-            _hang_up(places.queue.pop())
-
-
-def _hang_up(connection: Connection) -> None:
-    """Close an idle connection with a proper goodbye, where it is open."""
-    place = connection._place
-    if place.is_open:
-        place.forget_session()
-        connection.close()
-
-
-_NUMBERS = (int, float)
+            hang_up(places.queue.pop())
 
 
 def _check_count(name: str, value: int, at_least: int = 0, at_most: float = math.inf) -> None:
@@ -500,5 +477,5 @@ def _replace_deprecated(connect_kwargs: dict[str, Any]) -> None:
     for old, new in (("db", "database"), ("passwd", "password")):
         value = connect_kwargs.pop(old, None)
         if value is not None and not connect_kwargs.get(new):
-            warn_caller(f"{old!r} is deprecated, use {new!r}", DeprecationWarning, sys._getframe(1))
+            warn_caller(f"{old!r} is deprecated, use {new!r}", DeprecationWarning, _getframe(1))
             connect_kwargs[new] = value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import pymysql.connections
@@ -21,7 +22,17 @@ from pymysql.err import (
 )
 
 from .errors import PoolError, ReturnConnectionToPoolError, session_survives
-from .session import CLEAN, DIRTY, DOUBTFUL, STATE_CHANGED, ends_transaction, is_of_transaction, trace_of, writes
+from .session import (
+    CLEAN,
+    DIRTY,
+    DOUBTFUL,
+    STATE_CHANGED,
+    ends_transaction,
+    is_of_transaction,
+    text_of,
+    trace_of,
+    writes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,18 +113,29 @@ class _Result(_PyMySQLResult):
             super()._finish_unbuffered_query()
 
 
-class _Lazy:
-    """An attribute that one borrower could change under another: a connection gets its copy when it first asks for it.
+class _Rare:
+    """An attribute that commands do without: a connection gets it, or its copy, when it is first asked for.
 
-    Once there, the copy stands in the connection's own dict, and Python looks no further. (`__getattr__` would do the
-    same for all attributes, but makes the access to each one slower.)
+    So a successor is made from few attributes, and no borrower can change one under another. Once there, it stands in
+    the connection's own dict, and Python looks no further. (`__getattr__` would do the same, but makes the access to
+    every attribute slower.)
     """
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
 
     def __get__(self, connection: WiredConnection, owner: type) -> Any:
-        return vars(connection).setdefault(self._name, connection._pristine[self._name].copy())
+        attributes = connection.__dict__
+        try:
+            value = attributes["_pristine"][self._name]
+        except KeyError:  # not opened by a pool, or not in this release of PyMySQL
+            raise AttributeError(f"{owner.__name__!r} object has no attribute {self._name!r}") from None
+        return attributes.setdefault(self._name, own(value))
+
+
+def own(value: Any) -> Any:
+    """`value`, or a copy of it where one connection could change it under another."""
+    return value.copy() if type(value) in (dict, list, set) else value
 
 
 class WiredConnection(_PyMySQL):
@@ -140,7 +162,7 @@ class WiredConnection(_PyMySQL):
 
     _turn: list[None] | None = None
     _user = 0
-    _statement = b""
+    _statement = ""
     #: The replies to the pool's own commands that are yet to be read, before any to a borrower's.
     _owed: Cleaning | None = None
 
@@ -159,22 +181,16 @@ class WiredConnection(_PyMySQL):
     _facts: ServerFacts
     #: What PyMySQL, from 1.2 on, has last set on the socket.
     _current_timeout: float | None = None
-    #: What the `_Lazy` attributes were when the connection was opened.
+    #: What the `RARE` attributes were when the connection was opened.
     _pristine: dict[str, Any]
-
-    if not TYPE_CHECKING:  # pragma: no branch  when it runs
-        encoders = _Lazy()
-        decoders = _Lazy()
-        kwargs = _Lazy()
-        _auth_plugin_map = _Lazy()
-        _connect_attrs = _Lazy()
 
     def _execute_command(self, command: int, sql: str | bytes) -> None:
         turn = self._turn
         if turn is None:
             _PyMySQL._execute_command(self, command, sql)
             return
-        self._check_lent()
+        if self._place is None or self._place.is_of_parent:
+            self._check_lent()
         if isinstance(sql, str):
             sql = sql.encode(self.encoding)
         if not turn:
@@ -183,15 +199,16 @@ class WiredConnection(_PyMySQL):
             turn.pop()
         except IndexError:
             raise self._taken() from None
-        self._user = threading.get_ident()
+        self._user = get_ident()
         if command == COMMAND.COM_QUERY:
-            self._statement = sql
+            self._statement = text = text_of(sql)
             self._may_be_in_transaction = True
         else:
-            self._statement = b""
+            self._statement = text = ""
         if self._trace < DOUBTFUL:
-            trace = trace_of(command, sql, tracked=self._tracked)
-            self._trace = max(self._trace, trace)
+            trace = trace_of(command, text, tracked=self._tracked)
+            if trace != CLEAN:
+                self._trace = max(self._trace, trace)
         _PyMySQL._execute_command(self, command, sql)
         if self._owed is not None:
             self._read_owed()
@@ -201,8 +218,9 @@ class WiredConnection(_PyMySQL):
     def _read_query_result(self, unbuffered: bool = False) -> int:
         if self._turn is None:
             return _PyMySQL._read_query_result(self, unbuffered)
-        self._check_lent()
-        if not self._turn and self._user != threading.get_ident():
+        if self._place is None or self._place.is_of_parent:
+            self._check_lent()
+        if not self._turn and self._user != get_ident():
             raise self._taken()
         self._result = None
         result: Any = _Result(self)
@@ -295,7 +313,7 @@ class WiredConnection(_PyMySQL):
     def _read_rest(self) -> None:
         """Read what this thread left unread of the last reply: as PyMySQL does, but before the token is taken."""
         result = self._result
-        if result is None or self._user != threading.get_ident():
+        if result is None or self._user != get_ident():
             return
         if result.unbuffered_active:
             warnings.warn("Previous unbuffered result was left incomplete", stacklevel=5)
@@ -415,5 +433,19 @@ class WiredConnection(_PyMySQL):
         )
 
 
-#: The names of the lazy attributes.
-LAZY = [name for name, value in vars(WiredConnection).items() if isinstance(value, _Lazy)]
+#: The attributes of PyMySQL's, and of ours, that no command needs.
+RARE = (
+    "_auth_plugin_map", "_auth_plugin_name", "_connect_attrs", "_local_infile", "_ssl_required", "args",
+    "autocommit_mode", "bind_address", "charset", "client_flag", "collation", "connect_timeout", "ctx", "db",
+    "decoders", "encoders", "host", "host_info", "init_command", "kwargs", "password", "port", "protocol_version",
+    "salt", "server_charset", "server_language", "server_public_key", "server_thread_id", "server_version", "sql_mode",
+    "ssl", "unix_socket", "user",
+)  # fmt: skip
+for _name in RARE:
+    setattr(WiredConnection, _name, _Rare(_name))
+
+#: What every command or return asks for: Python finds it faster where it is not the class's.
+OFTEN = (
+    "_may_be_in_transaction", "_owed", "_place", "_pool", "_sound", "_statement", "_trace", "_turn",
+    "_user", "_wrote",
+)  # fmt: skip

@@ -43,6 +43,12 @@ def eventually(condition: Callable[[], object]) -> None:
         time.sleep(0.002)
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
+    """Let the pool, which has the function by its name, and the test go by `clock`."""
+    for module in ("time", "pymysqlpool.pool", "pymysqlpool.place"):
+        monkeypatch.setattr(f"{module}.monotonic", clock)
+
+
 def sessions(admin: Admin, database: str) -> set[int]:
     """The ids of the server's sessions on `database`."""
     with admin.cursor() as cursor:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import borrow_all, eventually, session_of, sessions
+from helpers import borrow_all, eventually, session_of, sessions, set_clock
 
 if TYPE_CHECKING:
     from helpers import Admin, MakePool
@@ -30,7 +30,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the test, in place of the machine's."""
     clock = Clock()
-    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    set_clock(monkeypatch, lambda: clock.now)
     return clock
 
 

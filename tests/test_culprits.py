@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
-from helpers import borrow_all, eventually, one_thread, session_of, sessions
+from helpers import borrow_all, eventually, one_thread, session_of, sessions, set_clock
 from pymysql.cursors import SSCursor
 
 from pymysqlpool import Connection, ConnectionPool, GetConnectionFromPoolError
@@ -176,7 +176,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the test, which goes on where a thread waits."""
     clock, real = Clock(), time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: real() + clock.later)
+    set_clock(monkeypatch, lambda: real() + clock.later)
     return clock
 
 

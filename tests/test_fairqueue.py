@@ -51,22 +51,20 @@ def test_it_is_a_queue() -> None:
 
 
 def test_last_in_first_out() -> None:
-    """What came last is taken first, and what was put below is taken last."""
+    """What came last is taken first."""
     items: FairQueue[int] = FairQueue()
     for item in (1, 2, 3):
         items.put(item)
-    items.put_below(4)
-    items.put_below(5)
-    assert items.resting() == [5, 4, 1, 2, 3]
-    assert [items.get() for _ in range(5)] == [3, 2, 1, 4, 5]
+    assert items.resting() == [1, 2, 3]
+    assert [items.get() for _ in range(3)] == [3, 2, 1]
 
 
 def test_ten_waiters_are_served_in_order(threads: ThreadPoolExecutor) -> None:
-    """An item goes to the thread that has waited longest, and to no other, whichever way it is put."""
+    """An item goes to the thread that has waited longest, and to no other."""
     items: FairQueue[int] = FairQueue()
     line = line_up(items, threads, 10)
     for number, waiter in enumerate(line):
-        (items.put_below if number % 2 else items.put)(number)
+        items.put(number)
         assert waiter.result() == number
         assert [later.done() for later in line].count(True) == number + 1
         assert items.waiting() == 9 - number
@@ -201,9 +199,8 @@ def test_close_wakes_all(threads: ThreadPoolExecutor) -> None:
         with pytest.raises(QueueClosed):
             waiter.result()
     assert items.closed
-    for method in (items.put, items.put_below):
-        with pytest.raises(QueueClosed):
-            method("late")
+    with pytest.raises(QueueClosed):
+        items.put("late")
     for kwargs in ({}, {"block": False}, {"timeout": 1}):
         with pytest.raises(QueueClosed):
             items.get(**kwargs)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pymysql
 import pytest
-from helpers import borrow_all, eventually, kill, one_thread, session_of, sessions
+from helpers import borrow_all, eventually, kill, one_thread, session_of, sessions, set_clock
 from proxy import Proxy
 from pymysql.constants import COMMAND
 from pymysql.err import OperationalError
@@ -210,7 +210,7 @@ def test_ping_after(
     """A session is pinged before it is lent if it has rested for `ping_after` seconds or the call says so; else not."""
     pool = make_pool(size=1, connection_class=pinging, **options)
     real = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: real() + rest)
+    set_clock(monkeypatch, lambda: real() + rest)
     pool.get_connection(pre_ping=pre_ping).close()
     assert (pinging.pings, pinging.openings) == (pings, 1)
     with pool.connection(pre_ping=pre_ping) as connection:
