@@ -1,0 +1,456 @@
+"""What a borrower sees whose session's ROLLBACK or reset has not been answered yet, with and without TLS.
+
+Either the pool knows before it lends that the reset went wrong, and the borrower gets a fresh session; or the first
+command raises `OperationalError`, 2013 or, where it could not even be written, 2006. What was meant for the pool never
+answers a borrower.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+import time
+import uuid
+import warnings
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+import pymysql
+import pytest
+from helpers import eventually, kill, one_thread, session_of
+from proxy import Proxy
+from pymysql.constants import CR
+from pymysql.err import OperationalError
+from server import Server, running_server
+from test_fork import FORK_AND_THREADS, by_fork, refuses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helpers import Admin, MakePool
+
+    from pymysqlpool import ConnectionPool
+
+# No test waits for so long; it stands where a borrower that hangs would wait for ever.
+GENEROUS = 10.0
+
+
+class Dam(Proxy):
+    """A network that can hold back what the server says, on the connections that there are at that time."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host, port)
+        self.asked = 0
+        """How many bytes have come from clients."""
+        self.held = 0
+        """How many bytes of the server's have been held back since the last `hold()`."""
+        self._behind: set[asyncio.StreamWriter] = set()
+
+    def hold(self) -> None:
+        """Hold back what comes from now on, the end included."""
+        self._run(self._hold())
+
+    def let_go(self) -> None:
+        """Let what was held back go on, and what follows."""
+        self._run(self._let_go())
+
+    async def _listen(self) -> None:
+        self._is_open = asyncio.Event()  # here, as before Python 3.10 it belongs to the loop that it is made in
+        await super()._listen()
+
+    async def _hold(self) -> None:
+        self._is_open.clear()
+        self._behind = set(self._links)
+        self.held = 0
+
+    async def _let_go(self) -> None:
+        self._behind = set()
+        self._is_open.set()
+
+    async def _end(self) -> None:
+        await self._let_go()
+        await super()._end()
+
+    async def _pump(self, reader: Any, writer: asyncio.StreamWriter) -> None:
+        await super()._pump(_Reader(self, reader, writer), writer)  # type: ignore[arg-type]
+
+
+class _Reader:
+    """One direction of a link, dammed where it leads to the client."""
+
+    def __init__(self, dam: Dam, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._dam = dam
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self, size: int) -> bytes:
+        """Read, and wait while the dam is closed."""
+        data = await self._reader.read(size)
+        if self._writer not in self._dam._links:
+            self._dam.asked += len(data)
+        elif self._writer in self._dam._behind:
+            self._dam.held += len(data)
+            await self._dam._is_open.wait()
+        return data
+
+
+@pytest.fixture(scope="module", params=["plain", "TLS"])
+def link(request: pytest.FixtureRequest) -> str:
+    """How client and server talk."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture(scope="module")
+def server(server: Server, link: str) -> Iterator[Server]:
+    """The server for the whole run, or one that offers TLS."""
+    if link == "plain":
+        yield server
+        return
+    with running_server(tls=True) as encrypted:
+        yield encrypted
+
+
+@pytest.fixture
+def dam(server: Server) -> Iterator[Dam]:
+    """A network between the pool and the server."""
+    with Dam(server.host, server.port) as network:
+        yield network
+
+
+@pytest.fixture
+def make_dammed_pool(make_pool: MakePool, server: Server, link: str, dam: Dam) -> MakePool:
+    """Make pools of one place behind the dam."""
+    # A server that is not ours need not have a certificate that can be checked.
+    talk: Any = {"ssl": {"ca": server.ca} if server.ca else {"check_hostname": False}}
+    if link == "plain":
+        talk = {"ssl_disabled": True}
+
+    def make(**kwargs: Any) -> ConnectionPool:
+        pool = make_pool(size=1, host=dam.host, port=dam.port, **talk, **kwargs)
+        with pool.connection() as connection:
+            is_encrypted = isinstance(connection._sock, ssl.SSLSocket)
+        if link == "TLS" and server.ca is None and not is_encrypted:
+            pytest.skip("this server offers no TLS")
+        assert is_encrypted == (link == "TLS")
+        return pool
+
+    return make
+
+
+LEAVE_A_VARIABLE = "set @left = 1"
+# What the pool is made with, and what its borrower does, so that this is owed.
+OWED: dict[str, tuple[dict[str, Any], str]] = {
+    "reset": ({"autocommit": True}, LEAVE_A_VARIABLE),
+    "reset, autocommit off": ({"autocommit": False}, LEAVE_A_VARIABLE),
+    "rollback": ({"autocommit": False}, "select 1"),
+}
+
+
+class Pending(NamedTuple):
+    """A session that owes the pool a reply, and its socket."""
+
+    session: int
+    sock: Any
+
+    def has_news(self, patience: float) -> bool:
+        """Whether something comes within so many seconds."""
+        return bool(select.select([self.sock], [], [], patience)[0])
+
+
+def return_behind(dam: Dam, pool: ConnectionPool, deed: str, begin: Callable[[], object]) -> Pending:
+    """Borrow and do it, `begin` what goes wrong, and return, so that the reply to the pool's own command is pending."""
+    # Of its very first reset the pool awaits the reply before it lends the session, as the server may not know it.
+    connection = pool.get_connection()
+    run(connection, LEAVE_A_VARIABLE)
+    connection.close()
+    connection = pool.get_connection()
+    pending = Pending(session_of(connection), connection._sock)
+    run(connection, deed)
+    begin()
+    connection.close()
+    return pending
+
+
+def run(connection: Any, deed: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(deed)
+        cursor.fetchall()
+
+
+def check(connection: Any) -> int:
+    """Whose session it is, where the answer is the one to this very question, and nothing is left of another's."""
+    unique = uuid.uuid4().hex
+    with connection.cursor() as cursor:
+        cursor.execute(f"select '{unique}', @left, connection_id()")
+        [(answer, left, session)] = cursor.fetchall()
+    assert (answer, left) == (unique, None)
+    return int(session)
+
+
+BEFORE_THE_BORROW, BEFORE_THE_COMMAND, DURING_THE_COMMAND = MOMENTS = [
+    "before the borrow",
+    "before the first command",
+    "during the first command",
+]
+
+
+def borrow_and_check(
+    pool: ConnectionPool, dam: Dam, pending: Pending, moment: str, strike: Callable[[], object]
+) -> int:
+    """Borrow, `strike` at this moment, and tell whose session it is, or raise what the borrower sees."""
+    assert not pending.has_news(0)
+    if moment == BEFORE_THE_BORROW:
+        strike()
+        assert pending.has_news(GENEROUS)
+    connection = pool.get_connection(timeout=0)
+    try:
+        if moment == BEFORE_THE_COMMAND:
+            strike()
+        if moment != DURING_THE_COMMAND:
+            return check(connection)
+        with one_thread() as thread:
+            asked = dam.asked
+            session = thread.submit(check, connection)
+            eventually(lambda: dam.asked > asked)
+            assert not session.done()
+            strike()
+            return session.result(GENEROUS)
+    finally:
+        connection.close()
+
+
+def costs_the_session(  # noqa: PLR0917 - what there is
+    pool: ConnectionPool,
+    dam: Dam,
+    pending: Pending,
+    moment: str,
+    strike: Callable[[], object],
+    code: int = CR.CR_SERVER_LOST,
+) -> None:
+    """A borrower sees this error, or a fresh session where the pool could know it; nobody gets this one any more."""
+    if moment == BEFORE_THE_BORROW:
+        assert borrow_and_check(pool, dam, pending, moment, strike) != pending.session
+    else:
+        with pytest.raises(OperationalError) as raised:
+            borrow_and_check(pool, dam, pending, moment, strike)
+        assert raised.value.args[0] == code
+    goes_on_without(pending, pool)
+
+
+def goes_on_without(pending: Pending, pool: ConnectionPool) -> None:
+    """The place is there, with another session."""
+    assert pool.size() == 1
+    with pool.connection(timeout=0) as connection:
+        assert check(connection) != pending.session
+    assert (pool.size(), pool.total_num) == (1, 1)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("owed", OWED)
+def test_a_late_reply(make_dammed_pool: MakePool, dam: Dam, owed: str, moment: str) -> None:
+    """Whenever the reply comes, the next borrower gets the right answer, on the same session."""
+    options, deed = OWED[owed]
+    pool = make_dammed_pool(**options)
+    pending = return_behind(dam, pool, deed, dam.hold)
+    eventually(lambda: dam.held)
+    assert borrow_and_check(pool, dam, pending, moment, dam.let_go) == pending.session
+
+
+# KILL
+
+
+# Not during the first command: the server has answered that, too, before the KILL.
+@pytest.mark.parametrize("moment", [BEFORE_THE_BORROW, BEFORE_THE_COMMAND])
+@pytest.mark.parametrize("owed", OWED)
+def test_a_kill_behind_the_reply(make_dammed_pool: MakePool, admin: Admin, dam: Dam, owed: str, moment: str) -> None:
+    """A session that is killed while the reply is on its way costs its borrower an error at most."""
+    options, deed = OWED[owed]
+    pool = make_dammed_pool(**options)
+    pending = return_behind(dam, pool, deed, dam.hold)
+    eventually(lambda: dam.held)
+
+    def strike() -> None:
+        kill(admin, {pending.session})
+        dam.let_go()
+        eventually(lambda: not dam.connections)
+
+    costs_the_session(pool, dam, pending, moment, strike)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_a_kill_amid_the_reset(  # noqa: PLR0917 - fixtures
+    make_dammed_pool: MakePool, admin: Admin, database: str, dam: Dam, autocommit: bool, moment: str
+) -> None:
+    """A session that is killed while the server is at its reset costs its borrower an error at most."""
+    with admin.cursor() as cursor:
+        # Every opening and every reset goes through this lock, which admin may have.
+        pass_through = f"do if(get_lock('{database}', 1000), release_lock('{database}'), 0)"
+        pool = make_dammed_pool(autocommit=autocommit, init_command=pass_through)
+
+        def begin() -> None:
+            cursor.execute(f"do get_lock('{database}', 0)")
+            dam.hold()
+
+        pending = return_behind(dam, pool, LEAVE_A_VARIABLE, begin)
+
+        def waits() -> bool:
+            cursor.execute("show processlist")
+            return any(row[0] == pending.session and row[6] == "User lock" for row in cursor.fetchall())
+
+        def strike() -> None:
+            kill(admin, {pending.session})
+            cursor.execute(f"do release_lock('{database}')")
+            dam.let_go()
+            eventually(lambda: not dam.connections)
+
+        eventually(waits)
+        costs_the_session(pool, dam, pending, moment, strike)
+
+
+# Failing
+
+
+# Every opening and every reset looks into this table, which may not be there.
+GATE = "set @gate = (select count(*) from gate)"
+# What the pool is made with, what its borrower does, and what makes the pool's own command fail after that.
+FAILURES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "init_command": ({"autocommit": True, "init_command": GATE}, LEAVE_A_VARIABLE, "drop table {0}.gate"),
+    "database": ({"autocommit": True}, LEAVE_A_VARIABLE, "drop database {0}"),
+    "database, autocommit off": ({"autocommit": False}, LEAVE_A_VARIABLE, "drop database {0}"),
+    # The server refuses to ROLLBACK an XA transaction.
+    "rollback": ({"reset": "rollback"}, "xa start '{0}'", "do 0"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failing_reset(  # noqa: PLR0917 - fixtures
+    make_dammed_pool: MakePool, server: Server, admin: Admin, database: str, dam: Dam, failure: str, moment: str
+) -> None:
+    """A reset or ROLLBACK that the server refuses costs the session, and the error answers nobody's command."""
+    options, deed, harm = FAILURES[failure]
+    with admin.cursor() as cursor:
+
+        def password() -> str:
+            """Mend what was harmed, for the session that is opened."""
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", pymysql.Warning)
+                cursor.execute(f"create database if not exists {database}")
+                cursor.execute(f"create table if not exists {database}.gate (n int)")
+            return server.password
+
+        pool = make_dammed_pool(password=password, **options)
+
+        def begin() -> None:
+            cursor.execute(harm.format(database))
+            dam.hold()
+
+        pending = return_behind(dam, pool, deed.format(database), begin)
+        eventually(lambda: dam.held)
+        costs_the_session(pool, dam, pending, moment, dam.let_go)
+
+
+# No reply at all
+
+
+def turn_deaf(dam: Dam) -> None:
+    dam.deaf = True
+
+
+@pytest.mark.parametrize("silence", [Dam.hold, turn_deaf])
+@pytest.mark.parametrize("owed", OWED)
+def test_read_timeout_covers_the_pending_reply(
+    make_dammed_pool: MakePool, dam: Dam, owed: str, silence: Callable[[Dam], object]
+) -> None:
+    """Where the reply never comes the first command fails within `read_timeout`, and the session is nobody's."""
+    options, deed = OWED[owed]
+    pool = make_dammed_pool(read_timeout=0.3, **options)
+    pending = return_behind(dam, pool, deed, lambda: silence(dam))
+    connection = pool.get_connection(timeout=0)
+    started = time.monotonic()
+    with pytest.raises(OperationalError) as raised:
+        check(connection)
+    assert raised.value.args[0] == CR.CR_SERVER_LOST
+    assert time.monotonic() - started < GENEROUS
+    connection.close()
+    dam.deaf = False
+    goes_on_without(pending, pool)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("owed", OWED)
+def test_a_network_that_breaks(make_dammed_pool: MakePool, dam: Dam, owed: str, moment: str) -> None:
+    """Where an RST has come before the first command is even written, PyMySQL's error is 2006; else all is as ever."""
+    options, deed = OWED[owed]
+    pool = make_dammed_pool(**options)
+    pending = return_behind(dam, pool, deed, dam.hold)
+    eventually(lambda: dam.held)
+
+    def strike() -> None:
+        dam.reset()
+        dam.let_go()
+        eventually(lambda: not dam.connections)
+
+    code = CR.CR_SERVER_GONE_ERROR if moment == BEFORE_THE_COMMAND else CR.CR_SERVER_LOST
+    costs_the_session(pool, dam, pending, moment, strike, code)
+
+
+# What the pool itself waits for before it lends: a ping, or a reset that may be refused though the session is alive.
+LOOKS: dict[str, tuple[dict[str, Any], str, bool]] = {
+    "ping": ({"autocommit": True}, LEAVE_A_VARIABLE, True),
+    "ping, rollback": ({"autocommit": False}, "select 1", True),
+    "role": ({"autocommit": True}, "set role none", False),
+    "database": ({"autocommit": True, "database": None}, "use information_schema", False),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_look_at_a_session_that_does_not_reply(make_dammed_pool: MakePool, dam: Dam, look: str) -> None:
+    """Where the pool waits for the reply itself, one that never comes means a fresh session, without any timeout."""
+    options, deed, pre_ping = LOOKS[look]
+    pool = make_dammed_pool(**options)
+    pending = return_behind(dam, pool, deed, dam.hold)
+    eventually(lambda: dam.held)
+    started = time.monotonic()
+    with pool.connection(pre_ping=pre_ping) as connection:
+        assert check(connection) != pending.session
+    assert time.monotonic() - started < GENEROUS
+    goes_on_without(pending, pool)
+
+
+# Fork
+
+
+@pytest.mark.filterwarnings(f"ignore:{FORK_AND_THREADS}:DeprecationWarning")
+@pytest.mark.parametrize("is_borrowed", [False, True], ids=["idle", "borrowed"])
+@pytest.mark.parametrize("has_come", [False, True], ids=["on its way", "unread"])
+@pytest.mark.parametrize("owed", OWED)
+def test_a_fork(make_dammed_pool: MakePool, dam: Dam, owed: str, has_come: bool, is_borrowed: bool) -> None:
+    """The pending reply is the parent's, as its session is: the child reads nothing of it, whatever it does."""
+    options, deed = OWED[owed]
+    pool = make_dammed_pool(**options)
+    pending = return_behind(dam, pool, deed, dam.hold)
+    eventually(lambda: dam.held)
+    handles = [pool.get_connection(timeout=0)] if is_borrowed else []
+    if has_come:
+        dam.let_go()
+        assert pending.has_news(GENEROUS)
+
+    def child() -> None:
+        assert pool.total_num == 0
+        for handle in handles:
+            refuses(handle)
+        with pool.connection(timeout=0) as connection:
+            assert check(connection) != pending.session
+        handles.clear()
+        assert pool.total_num == 1
+
+    assert by_fork(child) == 0
+    dam.let_go()
+    for handle in handles:
+        assert check(handle) == pending.session
+        handle.close()
+    with pool.connection(timeout=0) as connection:
+        assert check(connection) == pending.session
