@@ -1,11 +1,14 @@
-"""See the pool run, on a server of its own: the classic session, then 32 threads over 4 connections."""
+"""See the pool run, on a server of its own: the classic session, 32 threads over 4 connections, the size command."""
 
 from __future__ import annotations
 
 import doctest
 import io
+import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any, Callable, NamedTuple
 
 import pymysql
-from server import ServerNotFound, running_server
+from server import Server, ServerNotFound, running_server
 
 import pymysqlpool
 
@@ -50,6 +53,8 @@ yyyy-mm-dd hh:mm:ss    DEBUG: Put connection back to pool(pool1)
 """
 THREADS = 32
 POOL_SIZE = 4
+# The server is busy with the query for 10 ms, as with a real one: of a quicker one Python would set the rate.
+SEARCH = ["--query", "SELECT SLEEP(0.01)", "--threads", "8", "--sizes", "1,2,4,8,16", "--seconds", "0.5"]
 
 
 class Result(NamedTuple):
@@ -73,13 +78,16 @@ def main() -> int:
             session_is_right = run_session(server.connect_kwargs)
             print(f"\n{THREADS} threads, each query on a connection from a pool of {POOL_SIZE}, or on one of its own\n")
             results = run_jobs(server.connect_kwargs)
+            print_table(results)
+            print("\nHow large should the pool be? The command that measures it, for 8 threads and a query of 10 ms\n")
+            command_is_right = run_command(server)
     except ServerNotFound as error:
         print(error)
         return 1
-    print_table(results)
     jobs_are_right = not any(result.wrong for result in results) and results[0].connections <= POOL_SIZE
-    print("\nAll as it should be." if session_is_right and jobs_are_right else "\nSomething is wrong.")
-    return 0 if session_is_right and jobs_are_right else 1
+    is_right = session_is_right and jobs_are_right and command_is_right
+    print("\nAll as it should be." if is_right else "\nSomething is wrong.")
+    return 0 if is_right else 1
 
 
 def run_session(config: dict[str, Any]) -> bool:
@@ -190,6 +198,16 @@ def print_table(results: list[Result]) -> None:
     print(f"\n{'connections':20}{'queries':>9}{'seconds':>9}{'queries/s':>11}{'opened on the server':>22}")
     for label, queries, _, seconds, connections in results:
         print(f"{label:20}{queries:9}{seconds:9.1f}{queries / seconds:11.0f}{connections:22}")
+
+
+def run_command(server: Server) -> bool:
+    """Show the command and what it prints, and return whether it ended well."""
+    command = ["-m", "pymysqlpool", "--host", server.host, "--port", str(server.port), "--user", server.user, *SEARCH]
+    print(f"$ python {shlex.join(command)}", flush=True)
+    status = subprocess.call([sys.executable, *command], env={**os.environ, "MYSQL_PASSWORD": server.password})
+    if status:
+        print(f"!!! It ended with status {status}.")
+    return status == 0
 
 
 if __name__ == "__main__":
