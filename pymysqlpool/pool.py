@@ -22,7 +22,7 @@ from .errors import GetConnectionFromPoolError, PoolClosedError, ReturnConnectio
 from .fairqueue import LineTooLong, QueueClosed
 from .log import logger
 from .place import Place, Places, hang_up
-from .session import IMPOSSIBLE, ServerFacts, cleaning_after, settle
+from .session import IMPOSSIBLE, ServerFacts, cleaning_after, open_session
 from .wire import PING_TIMEOUT
 
 if TYPE_CHECKING:
@@ -196,9 +196,7 @@ class ConnectionPool:
             try:
                 # The handshake, too, has `connect_timeout` for each of its steps.
                 with connection._patience(connection.connect_timeout):
-                    connection.connect()
-                    if connection.open:  # not where `connect` has been patched away
-                        settle(connection)
+                    open_session(connection)
                 place.remember_session(connection, self.con_lifetime)
             except BaseException as error:
                 if isinstance(error, MySQLError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import struct
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pymysql.charset import charset_by_name
@@ -11,7 +13,10 @@ from pymysql.constants import CLIENT, COMMAND
 from pymysql.err import DatabaseError
 
 if TYPE_CHECKING:
+    import ssl
+
     from .connection import Connection
+    from .wire import WiredConnection
 
 # COM_RESET_CONNECTION, in MySQL from 5.7.3 and MariaDB from 10.2.4 on: it undoes transaction, locks, variables,
 # temporary tables and prepared statements, sets charset, autocommit, sql_mode and tracking to the server's defaults,
@@ -22,6 +27,8 @@ _COM_RESET_CONNECTION = 0x1F
 #: The bit of the server status with which the session tracker says that a statement has changed something in the
 #: session.
 STATE_CHANGED = 0x4000
+#: What stands behind SET to have it said also for what has no tracker of its own.
+TRACK = "SESSION session_track_state_change = 1"
 
 #: How much of a borrower's doing is left in the session, besides a transaction: nothing; what a reset undoes; what it
 #: may keep, a role or a database, so that nobody may use the session before it is known to have been undone.
@@ -135,6 +142,8 @@ class ServerFacts:
         self.knows_role = False
         #: Whether the server knows COM_RESET_CONNECTION; None: not known yet.
         self.can_reset: bool | None = None
+        #: The TLS session of the connection opened last.
+        self.tls_session: ssl.SSLSession | None = None
 
 
 def cleaning_after(connection: Connection, reset: str | None, error: BaseException | None) -> Cleaning | None:
@@ -154,16 +163,38 @@ def cleaning_after(connection: Connection, reset: str | None, error: BaseExcepti
     return None
 
 
-def settle(connection: Connection) -> None:
-    """Prepare a session that was just opened: turn the tracker on, and lay out the reset that leads back here."""
-    connection._tracked = bool(connection.server_capabilities & CLIENT.SESSION_TRACK)  # a proxy may lack it
-    if connection._tracked:
-        connection.query("SET SESSION session_track_state_change = 1")
+def open_session(connection: Connection) -> None:
+    """Connect, with the tracker on, and lay out the reset that leads back to what the session is then."""
     facts = connection._facts
+    context = connection.ctx if connection.ssl else None
+    if context is not None and facts.tls_session is not None:
+        # To take up what another connection has agreed on saves the server its signature, half the time of all.
+        connection.ctx = SimpleNamespace(wrap_socket=partial(context.wrap_socket, session=facts.tls_session))
+    try:
+        connection.connect()
+    finally:
+        if context is not None:
+            connection.ctx = context
+    if not connection.open:  # where `connect` has been patched away
+        return
+    facts.tls_session = getattr(connection._sock, "session", None)
+    if not connection._tracked and can_track(connection):
+        connection.query(f"SET {TRACK}")
+        connection._tracked = True
     if not facts.knows_role:
         facts.role = _current_role(connection)
         facts.knows_role = True
     connection._reset = _reset_to(connection, facts.role)
+
+
+def can_track(connection: WiredConnection) -> bool:
+    """Whether the server, and a proxy before it, tell of changes in the session."""
+    return bool(connection.server_capabilities & CLIENT.SESSION_TRACK)
+
+
+def names(charset: str, collation: str | None) -> str:
+    """What stands behind SET for a character set."""
+    return f"NAMES {charset}" + (f" COLLATE {collation}" if collation else "")
 
 
 def _current_role(connection: Connection) -> str | None:
@@ -190,19 +221,21 @@ def _reset_to(connection: Connection, role: str | None) -> Cleaning:
     unchanged = [] if role is None else [f"CURRENT_ROLE() <=> {role}"]
     if not connection.db:
         unchanged.append("DATABASE() IS NULL")
+    # connect() leaves the server's own in force until `init_command` has run, so that no transaction begins with it.
+    at_first = autocommit if connection.init_command is None else "@@autocommit"
     settings = [
-        f"NAMES {connection.charset}" + (f" COLLATE {collation}" if collation else ""),
+        names(connection.charset, collation),
         # No autocommit is 2: there the statement fails.
-        f"autocommit = IF({' AND '.join(unchanged) or 'TRUE'}, {autocommit}, 2)",
+        f"autocommit = IF({' AND '.join(unchanged) or 'TRUE'}, {at_first}, 2)",
     ]
     if connection.sql_mode is not None:
         settings.append(f"sql_mode = {connection.escape(connection.sql_mode)}")
     if connection._tracked:
-        settings.append("SESSION session_track_state_change = 1")
+        settings.append(TRACK)
     statements = ["SET " + ", ".join(settings)]
     if connection.init_command is not None:
         statements.append(connection.init_command)
-        if connection.autocommit_mode is not None:  # in connect() it comes last
+        if connection.autocommit_mode is not None:
             statements.append(f"SET autocommit = {autocommit}")
     commands = [(_COM_RESET_CONNECTION, b"")]
     if connection.db:  # bytes since connect()

@@ -27,8 +27,11 @@ from .session import (
     DIRTY,
     DOUBTFUL,
     STATE_CHANGED,
+    TRACK,
+    can_track,
     ends_transaction,
     is_of_transaction,
+    names,
     text_of,
     trace_of,
     writes,
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
         _write_timeout: float | None
         _connect_attrs: dict[str, str]
         connect_timeout: float
+        ssl: bool
+        ctx: Any
         server_capabilities: int
         collation: str | None
         db: bytes | None
@@ -253,7 +258,11 @@ class WiredConnection(_PyMySQL):
     if hasattr(_PyMySQL, "set_character_set"):  # pragma: no branch  since PyMySQL 1.1
 
         def set_character_set(self, charset: str, collation: str | None = None) -> None:
-            """PyMySQL's."""
+            """PyMySQL's. In `connect()`, for a pool, it turns the tracker on as well: that saves a trip."""
+            if self._turn is None and self._place is not None and can_track(self):
+                self.query(f"SET {names(charset, collation)}, {TRACK}")
+                self._tracked = True
+                return
             with self._replying():
                 super().set_character_set(charset, collation)
             self._reply_ends()

@@ -459,6 +459,21 @@ def test_after_a_reset_a_session_is_what_connect_made_it(name: str, scene: Scene
     again.close()
 
 
+@pytest.mark.parametrize("autocommit", [False, None, True])
+def test_what_an_init_command_begins_has_ended_after_a_reset(
+    autocommit: bool | None, make_pool: MakePool, admin: Admin, database: str
+) -> None:
+    """What `init_command` writes in a reset is committed, as it is by `connect()`."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"create table {database}.logins (n int)")
+        pool = make_pool(size=1, autocommit=autocommit, init_command="insert into logins values (1)")
+        for logins in (1, 2, 3):
+            connection = pool.get_connection()
+            run("set @v = 9")(connection)  # which waits for the reset
+            assert cursor.execute(f"select n from {database}.logins") == logins
+            connection.close()
+
+
 class Stubborn(pymysqlpool.Connection):
     """Speaks to a server that does not know COM_RESET_CONNECTION."""
 

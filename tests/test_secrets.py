@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import traceback
 import uuid
 from typing import TYPE_CHECKING, Any, Callable
@@ -192,6 +193,24 @@ def test_encryption(encrypted_server: Server, is_dict: bool) -> None:
         with pymysql.connect(**encrypted_server.connect_kwargs) as admin:
             kill(admin, borrow_all(pool))
         assert all(ciphers(pool))
+
+
+def test_the_tls_session_is_taken_up(encrypted_server: Server) -> None:
+    """What one connection has agreed on with the server the next takes up, unless the server has forgotten it."""
+    options = {**encrypted_server.connect_kwargs, "ssl": {"ca": encrypted_server.ca}}
+
+    def reused(pool: ConnectionPool) -> list[bool]:
+        connections = [pool.get_connection() for _ in range(3)]
+        found = [connection._sock.session_reused for connection in connections]
+        for connection in connections:
+            assert isinstance(connection.ctx, ssl.SSLContext)
+            connection.close()
+        return found
+
+    with ConnectionPool(3, pre_create_num=0, **options) as pool:
+        assert reused(pool) == [False, True, True]
+        encrypted_server.restart()
+        assert reused(pool) == [False, True, True]
 
 
 def test_a_certificate_of_somebody_else(encrypted_server: Server) -> None:
