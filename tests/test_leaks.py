@@ -16,6 +16,7 @@ import pymysqlpool
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from helpers import Admin
     from server import Server
 
     Plain = pymysql.connections.Connection[Any]
