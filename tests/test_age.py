@@ -157,6 +157,21 @@ def test_drain(make_pool: MakePool, admin: Admin, database: str) -> None:
     assert new in after
 
 
+def test_a_borrower_is_quicker_than_the_drain(make_pool: MakePool) -> None:
+    """An idle connection that is borrowed in the moment in which it was to be retired is the borrower's."""
+    pool = make_pool(size=1)
+    lent = []
+
+    def borrow(_: object) -> bool:
+        lent.append(pool.get_connection())
+        return True
+
+    pool._retire(borrow, most=1)
+    assert session_of(lent[0]) == lent[0].thread_id()
+    lent[0].close()
+    assert (pool.size(), pool.total_num) == (1, 1)
+
+
 def test_drain_while_one_waits(make_pool: MakePool) -> None:
     """Who waits for a connection that has been drained gets a new one when it comes back."""
     pool = make_pool(size=1)

@@ -171,6 +171,27 @@ def test_an_interrupted_waiter_leaves_the_line() -> None:
     assert items.resting() == ["later"]
 
 
+def test_what_was_laid_down_by_one_who_was_interrupted_is_found(threads: ThreadPoolExecutor) -> None:
+    """Who puts an item and is interrupted before the look for waiters does not leave them waiting beside it."""
+    items: FairQueue[str] = FairQueue()
+    [waiter] = line_up(items, threads, 1)
+    items.queue.append("left lying")  # the first half of `put()`
+    assert waiter.result() == "left lying"
+    assert (items.qsize(), items.waiting()) == (0, 0)
+
+
+def test_an_interrupted_hand_over_is_brought_to_its_end(threads: ThreadPoolExecutor) -> None:
+    """Who hands over and is interrupted half-way neither serves the same waiter twice nor forgets it."""
+    items: FairQueue[str] = FairQueue()
+    first, second = line_up(items, threads, 2)
+    with items.mutex:
+        items._waiters[0].item = "one"  # the first half of `_serve()`
+        items.queue.append("two")
+        items._serve()
+    assert (first.result(), second.result()) == ("one", "two")
+    assert (items.qsize(), items.waiting()) == (0, 0)
+
+
 def test_control_c_interrupts_the_wait() -> None:
     """Control-C reaches a main thread that waits for ever, which then has left the line."""
     items: FairQueue[str] = FairQueue()
@@ -215,6 +236,21 @@ def test_close_returns_what_rested() -> None:
     assert sorted(items.close()) == ["one", "two"]
     assert items.close() == []
     assert items.qsize() == 0
+
+
+def test_what_is_taken_out_of_a_closing_queue_is_put_back_by_nobody() -> None:
+    """What `close()` finds, of one who puts it at that moment, is the closer's alone."""
+
+    class ClosedAmidPut(FairQueue[str]):
+        def _pass_on(self, item: str) -> None:
+            found.extend(self.close())
+            super()._pass_on(item)
+
+    found: list[str] = []
+    items = ClosedAmidPut()
+    items._closed = True  # as who puts sees it, while `close()` has yet to look what rests
+    items.put("late")
+    assert (found, items.resting()) == (["late"], [])
 
 
 def test_what_was_handed_over_before_the_close_is_the_waiters() -> None:

@@ -628,6 +628,16 @@ def test_alone_two_threads_are_not_told_apart(alone: Connection) -> None:
         assert thread.submit(alone.execute_query, "select 2", return_one=True).result() == (2,)
 
 
+def test_alone_what_only_an_open_connection_has_is_missing() -> None:
+    """Without a session there is no thread id, and the error is the one that PyMySQL's connection raises."""
+    errors = []
+    for connection_class in (pymysql.connections.Connection, Connection):
+        with pytest.raises(AttributeError) as raised:
+            connection_class(defer_connect=True).thread_id()
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1] == "'Connection' object has no attribute 'server_thread_id'"
+
+
 def test_shorthands_of_cursors(alone: Connection, make_pool: MakePool, table: str) -> None:
     """Cursors have `db_query` and `db_modify`, with a pool and without, in a block and of any class."""
     insert = f"insert into {table} (number) values (%s)"
