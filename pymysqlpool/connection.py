@@ -78,7 +78,8 @@ class Connection(WiredConnection):
 
     def cursor(self, cursor: type[Cursor] | None = None) -> Any:
         """PyMySQL's cursor of the class asked for, or of `cursorclass`, which has `db_query` and `db_modify` too."""
-        self._check_lent()
+        if self._place is None or self._place.is_of_parent:
+            self._check_lent()
         cursorclass: Any = cursor or self.cursorclass
         return with_shorthands(cursorclass)(self)
 

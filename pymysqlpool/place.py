@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import math
-import random
+import os
 import select
 import selectors
 import socket
@@ -106,7 +105,7 @@ class Place:
         self.poll = bool if sock is None else _poll(sock)
         self._close_socket = bool if sock is None else _closer(sock)
         self.rests_since = now = monotonic()
-        self.expires_at = now + lifetime * (1 - _JITTER * random.random())  # noqa: S311  no secret
+        self.expires_at = now + lifetime * (1 - _JITTER * os.urandom(1)[0] / 256)
         self._state = state
         self.is_open = True
 
@@ -143,7 +142,7 @@ class Place:
             # What PyMySQL, from 1.2 on, has last set on the socket, and the replies that are still to come.
             attributes["_current_timeout"] = handle._current_timeout
             attributes["_owed"] = handle._owed
-            successor = _new(self._template.__class__)
+            successor = _new(handle.__class__)
             successor.__dict__ = attributes
             handle._sock = handle._rfile = None
             if cleaning is None or successor._has_sent(cleaning):
@@ -177,15 +176,18 @@ class Loan:
 
     def begin(self, frame: FrameType, now: float) -> None:
         """Note that this thread borrows, at the first line from `frame` upwards that is not the pool's own."""
-        if frame.f_code.co_filename in INTERNAL:
+        self._code = code = frame.f_code
+        if code.co_filename in INTERNAL:
             frame = caller(frame)
-        self._code = frame.f_code
+            self._code = frame.f_code
         self._instruction = frame.f_lasti
         self.since = now
         self.borrower = current_thread()
 
     def line(self) -> tuple[str, int]:
         """File and line of the borrow, worked out when somebody asks: a borrow notes no more than the instruction."""
+        import dis  # noqa: PLC0415  seldom needed, and a tenth of the time to import the package
+
         assert self._code is not None
         lines = [line for start, line in dis.findlinestarts(self._code) if start <= self._instruction and line]
         return self._code.co_filename, lines[-1]

@@ -22,7 +22,7 @@ from .errors import GetConnectionFromPoolError, PoolClosedError, ReturnConnectio
 from .fairqueue import LineTooLong, QueueClosed
 from .log import logger
 from .place import Place, Places, hang_up
-from .session import IMPOSSIBLE, ServerFacts, cleaning_after, open_session
+from .session import IMPOSSIBLE, ServerFacts, always_in_doubt, cleaning_after, open_session
 from .wire import PING_TIMEOUT
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class ConnectionPool:
         self._template.kwargs = connect_kwargs
         self._template.client_flag |= CLIENT.SESSION_TRACK
         self._template._facts = ServerFacts()
+        if reset == "session":
+            self._template._trace_of = always_in_doubt
         self._begin()
         try:
             for connection in [self._pool.get() for _ in range(pre_create_num)]:
@@ -213,8 +215,6 @@ class ConnectionPool:
     def _is_fit(self, connection: Connection, now: float, *, pre_ping: bool) -> bool:
         """Whether an idle session may be lent; else it is closed."""
         place = connection._place
-        if connection._sock is not place.sock:
-            return False
         if now >= place.expires_at:
             connection.close()
             return False
@@ -307,7 +307,11 @@ class ConnectionPool:
         if error is not None:
             handle._note(error)
         now = monotonic()
-        cleaning = cleaning_after(handle, self.reset, error) if now < place.expires_at else IMPOSSIBLE
+        cleaning = None
+        if now >= place.expires_at:
+            cleaning = IMPOSSIBLE
+        elif handle._trace or handle._may_be_in_transaction:
+            cleaning = cleaning_after(handle, self.reset, error)
         connection = place.successor(handle, cleaning)
         if place.is_open:
             place.rests_since = now

@@ -32,7 +32,6 @@ from .session import (
     ends_transaction,
     is_of_transaction,
     names,
-    text_of,
     trace_of,
     writes,
 )
@@ -167,7 +166,7 @@ class WiredConnection(_PyMySQL):
 
     _turn: list[None] | None = None
     _user = 0
-    _statement = ""
+    _statement = b""
     #: The replies to the pool's own commands that are yet to be read, before any to a borrower's.
     _owed: Cleaning | None = None
 
@@ -181,6 +180,7 @@ class WiredConnection(_PyMySQL):
     #: What else may have been left in the session, and whether the server tells what a statement's text does not.
     _trace = CLEAN
     _tracked = False
+    _trace_of = staticmethod(trace_of)
     #: The reset that leads back to what `connect()` made, and what the pool knows of the server.
     _reset: Cleaning
     _facts: ServerFacts
@@ -206,12 +206,12 @@ class WiredConnection(_PyMySQL):
             raise self._taken() from None
         self._user = get_ident()
         if command == COMMAND.COM_QUERY:
-            self._statement = text = text_of(sql)
+            self._statement = sql
             self._may_be_in_transaction = True
         else:
-            self._statement = text = ""
+            self._statement = b""
         if self._trace < DOUBTFUL:
-            trace = trace_of(command, text, tracked=self._tracked)
+            trace = self._trace_of(command, sql, tracked=self._tracked)
             if trace != CLEAN:
                 self._trace = max(self._trace, trace)
         _PyMySQL._execute_command(self, command, sql)
