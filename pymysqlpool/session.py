@@ -66,8 +66,8 @@ def trace_of(command: int, sql: bytes, *, tracked: bool) -> int:
         return CLEAN if command == COMMAND.COM_PING else DOUBTFUL
     if len(sql) > _LONG:
         return DOUBTFUL
-    # In a str `in` takes a fifth of the time that it takes in bytes.
-    text = sql.decode("latin1").upper()
+    # In a str `in` takes a fifth of the time that it takes in bytes. What is not ASCII has to stay so in capitals.
+    text = sql.decode("ascii", "replace").upper()
     if text.startswith(_BEGIN_AS_USUAL) or re.match(_KNOWN, text, re.ASCII):
         if not _has_suspects(text) or _are_harmless(text):
             return CLEAN if tracked else DIRTY

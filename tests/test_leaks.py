@@ -192,6 +192,8 @@ IN_SQL = {
 ALONE = {
     "sql_mode": Leak("set sql_mode = 'ANSI'", "select @@sql_mode"),
     "variable between letters": Leak("select 1 as 乣, @v := 1, 2 as 乣", VARIABLE, GBK),
+    # Its first half is ß in Latin-1, which is SS in capitals.
+    "variable between letters of which one half has capitals": Leak("select 1 as 違, @v := 1, 2 as 違", VARIABLE, GBK),
     "variable by second statement": Leak("select 1; set @v = 1", VARIABLE, {"client_flag": CLIENT.MULTI_STATEMENTS}),
     "variable by init": Leak("set @v = 1", VARIABLE, {"init_command": "set @v = 2"}),
     "variable by trigger on insert": Leak("insert into triggers values (1)", VARIABLE),
