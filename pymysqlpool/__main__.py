@@ -46,12 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print what came of it, and return the exit status: 0, 1 after an error, 130 after Ctrl-C."""
     parser = make_parser()
     options = parse(parser, argv)
+    if argv is None and isinstance(options.password, str):  # pragma: no cover  a subprocess runs it
+        begin_again_with(options.password)
     show = progress_on(sys.stderr)
     rows: list[Row] = []
     problem, status = None, 0
     try:
         config = {name: getattr(options, name) for name in ("host", "port", "user", "database")}
-        config["password"] = find_password(parser, ask=options.password)
+        config["password"] = find_password(parser, options.password)
         for size in options.sizes:
             show(f"size {size}: opening")
             with ConnectionPool(size, autocommit=True, **config) as pool:
@@ -100,9 +102,7 @@ def make_parser() -> Parser:
         *("-p", "--password"),
         nargs="?",
         const=True,
-        type=refused,
-        metavar="",
-        help="ask for the password; without this it is MYSQL_PASSWORD, or none",
+        help="ask for the password, if none is given here; without this it is MYSQL_PASSWORD, or none",
     )
     add("--database", help="default: none")
     add("--query", default="SELECT 1", help="default: %(default)s")
@@ -123,12 +123,17 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def refused(_: str) -> NoReturn:
-    """Refuse a password as a value: a pure-Python program can't hide its arguments from `ps`."""
-    raise argparse.ArgumentTypeError(
-        "takes no value, which everybody on this machine could read in the list of processes: "
-        "set MYSQL_PASSWORD, or give --password alone to be asked"
-    )
+def begin_again_with(password: str) -> NoReturn:  # pragma: no cover  a subprocess runs it
+    """Let this program take its own place, with the password in the environment: `ps` shows everybody the arguments."""
+    kept = []
+    arguments = iter(sys.argv[1:])
+    for argument in arguments:
+        if argument in ("-p", "--password"):
+            next(arguments)
+        elif not argument.startswith(("-p", "--password=")):
+            kept.append(argument)
+    command = [sys.executable, "-m", "pymysqlpool", *kept]
+    os.execve(sys.executable, command, {**os.environ, "MYSQL_PASSWORD": password})  # noqa: S606  itself
 
 
 def count(text: str) -> int:
@@ -162,10 +167,12 @@ def positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"should be a number of seconds above 0, not {text!r}")
 
 
-def find_password(parser: Parser, *, ask: bool | None) -> str:
-    """The password, from a prompt or the environment. Nothing of it goes into an error."""
+def find_password(parser: Parser, given: str | bool | None) -> str:
+    """The password, as given, from a prompt (True) or the environment (None). Nothing of it goes into an error."""
     try:
-        password = getpass.getpass() if ask else os.environ.get("MYSQL_PASSWORD", "")
+        password = given or os.environ.get("MYSQL_PASSWORD", "")
+        if password is True:
+            password = getpass.getpass()
         password.encode("latin1")
     except EOFError:
         parser.error("no password was given")
