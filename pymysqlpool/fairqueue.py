@@ -104,7 +104,9 @@ class FairQueue(queue.Queue[T]):
 
     def resting(self) -> list[T]:
         """What rests in the queue at this moment, the next to be taken last."""
-        return list(self.queue.copy())  # copied in one step
+        while True:
+            with contextlib.suppress(RuntimeError):  # without a GIL one may give or take amid the copying
+                return list(self.queue)
 
     def qsize(self) -> int:
         """How many items rest in the queue."""

@@ -309,10 +309,10 @@ class Places(FairQueue["Connection"]):
         """
         alive = {place: loan for place, loan in self._loans.items() if place() is not None}
         lost = [loan for place, loan in self._loans.items() if place not in alive]
-        self._loans = alive
-        for _ in range(self.maxsize - len(alive)):
-            place = Place(self._template)
-            alive[ref(place, self._dead.append)] = place.loan
+        new = [Place(self._template) for _ in range(self.maxsize - len(alive))]
+        # Counted before anybody can borrow them, and in a new dict: others read the old one without the mutex.
+        self._loans = {**alive, **{ref(place, self._dead.append): place.loan for place in new}}
+        for place in new:
             self.queue.appendleft(place.unopened())
         self._serve()
         return lost

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import signal
 import threading
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,23 @@ def test_last_in_first_out() -> None:
         items.put(item)
     assert items.resting() == [1, 2, 3]
     assert [items.get() for _ in range(3)] == [3, 2, 1]
+
+
+def test_what_rests_can_be_told_while_it_changes() -> None:
+    """Where one gives or takes amid the count of what rests, as without a GIL can be, it is counted again."""
+
+    class Restless(deque):  # type: ignore[type-arg]
+        is_at_rest = False
+
+        def __iter__(self) -> Any:
+            if not self.is_at_rest:
+                self.is_at_rest = True
+                raise RuntimeError("deque mutated during iteration")
+            return super().__iter__()
+
+    items: FairQueue[int] = FairQueue()
+    items.queue = Restless([1, 2])
+    assert items.resting() == [1, 2]
 
 
 def test_ten_waiters_are_served_in_order(threads: ThreadPoolExecutor) -> None:

@@ -22,7 +22,7 @@ from helpers import borrow_all, eventually, is_in, one_thread, program_arguments
 from proxy import Proxy
 
 import pymysqlpool
-from pymysqlpool import ConnectionPool
+from pymysqlpool import ConnectionPool, fairqueue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -301,6 +301,7 @@ def main(connect_kwargs: dict[str, Any], database: str) -> None:
     sys.setswitchinterval(1e-6)
     warnings.simplefilter("ignore")
     threading.excepthook = lambda _: None
+    fairqueue.LOOK_UP = 0.02  # a thread in the line meets with its exception only when it looks up
     pool = ConnectionPool(3, "pool1", **connect_kwargs)
     begun = threading.Semaphore(0)
 
