@@ -46,7 +46,7 @@ def measure_cycle(peer: type[Pool], setting: Setting) -> dict[str, float]:
         "cycle": ratio(
             partial(cpu, cycle_often, pool.borrow, pool.give_back),
             partial(cpu, cycle_often, bare.get, bare.put),
-            setting.rounds(400),
+            setting.rounds(200),
         )
     }
 
@@ -60,7 +60,7 @@ def measure_growth(peer: type[Pool], setting: Setting) -> dict[str, float]:
         "growth": ratio(
             partial(cpu, cycle_often, many.borrow, many.give_back),
             partial(cpu, cycle_often, one.borrow, one.give_back),
-            setting.rounds(400),
+            setting.rounds(200),
         )
     }
 
