@@ -87,7 +87,7 @@ def against_threads_without_a_line(
 ) -> tuple[list[Round], float]:
     """The rounds of a pool, and its rate beside that of as many threads as it has connections, each with its own."""
     turn = turn_of(peer(size, **setting.near), hold)
-    length = 0.6 if setting.quick else 3.0
+    length = 1.0 if setting.quick else 3.0
     rounds, rates = [], []
     for _ in range(setting.rounds(7)):
         own = Round(hold, size, length / 2)
