@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import FrameType
 
-#: The package's own files, and the standard library's that runs `pool.connection()`.
 _HERE = os.path.dirname(__file__)  # noqa: PTH120  pathlib takes longer to import than this package does
-INTERNAL = frozenset([*(os.path.join(_HERE, name) for name in os.listdir(_HERE)), contextlib.__file__])  # noqa: PTH118, PTH208
+#: The files that borrow by themselves, and the standard library's that runs `pool.connection()`.
+INTERNAL = frozenset([*(os.path.join(_HERE, name) for name in ("pool.py", "connection.py")), contextlib.__file__])  # noqa: PTH118
 
 
 def caller(frame: FrameType) -> FrameType:

@@ -6,9 +6,11 @@ import copy
 import inspect
 import io
 import logging
+import os
 import pickle
 import queue
 import re
+import shutil
 import ssl
 import subprocess
 import sys
@@ -552,6 +554,29 @@ assert pymysqlpool.logger.level == logging.WARNING
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+FROM_A_ZIP = """
+import pymysqlpool
+assert ".zip" in pymysqlpool.__file__
+pymysqlpool.Connection.connect = lambda *_: None
+pool = pymysqlpool.ConnectionPool(1)
+with pool.connection():
+    try:
+        pool.get_connection(0, 0)
+    except pymysqlpool.GetConnectionFromPoolError as error:
+        print(error.holders[0]["file"], error.holders[0]["line"])
+"""
+
+
+def test_from_a_zip_file(tmp_path: Path) -> None:
+    """From a zip file the package works too, and tells apart its own lines and the user's."""
+    package = Path(pymysqlpool.__file__).parent
+    archive = shutil.make_archive(str(tmp_path / "package"), "zip", package.parent, package.name)
+    environment = {**os.environ, "PYTHONPATH": archive}
+    command = [sys.executable, "-W", "error", "-c", FROM_A_ZIP]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "<string> 6\n", "")
 
 
 # Without a pool
