@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 _HERE = os.path.dirname(__file__)  # noqa: PTH120  pathlib takes longer to import than this package does
 #: The files that borrow by themselves, and the standard library's that runs `pool.connection()`.
-INTERNAL = frozenset([*(os.path.join(_HERE, name) for name in ("pool.py", "connection.py")), contextlib.__file__])  # noqa: PTH118
+_INTERNAL = frozenset([*(os.path.join(_HERE, name) for name in ("pool.py", "connection.py")), contextlib.__file__])  # noqa: PTH118
 
 
 def caller(frame: FrameType) -> FrameType:
     """The first frame from `frame` upwards that runs a line of the user's."""
-    while frame.f_code.co_filename in INTERNAL and frame.f_back is not None:
+    while frame.f_code.co_filename in _INTERNAL and frame.f_back is not None:
         frame = frame.f_back
     return frame
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from sys import _getframe
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pymysql.constants import CR
@@ -156,6 +157,7 @@ class Connection(WiredConnection):
         # setdefault is one atomic step: of two threads that enter at once, one gets the handle's own session.
         if self._place is None or vars(self).setdefault("_own_block", block) is not block:
             block.connection = self._pool.get_connection()
+            block.connection._place.loan.is_for(_getframe())
             block.connection._own_block = block
         return block
 

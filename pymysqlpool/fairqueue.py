@@ -62,8 +62,10 @@ class FairQueue(queue.Queue[T]):
     def look_up(self) -> None:
         """Put back what has been lost and found. Called without the mutex, before and while a thread waits."""
 
-    def get(self, block: bool = True, timeout: float | None = None) -> T:
+    def get(self, block: bool = True, timeout: float | None = None, retries: int = 0) -> T:
         """Take the item that came last; if there is none, stand in line for `timeout` seconds (None: for ever).
+
+        Each of the `retries` is so long again, at the same place in the line.
 
         Raises `queue.Empty` when the time is over, `LineTooLong` at once when `max_waiting` wait already, and
         `QueueClosed`.
@@ -73,7 +75,7 @@ class FairQueue(queue.Queue[T]):
                 return self.queue.pop()
             except IndexError:
                 pass
-        return self._stand_in_line(timeout if block else 0)
+        return self._stand_in_line(timeout and timeout * (1 + retries) if block else 0)
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002  queue.Queue's
         """Give `item` to the thread that has waited longest, or lay it on top. There is always room for it.

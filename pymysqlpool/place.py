@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable
 from weakref import ref
 
-from .callers import INTERNAL, caller
+from .callers import caller
 from .fairqueue import LOOK_UP, FairQueue, QueueClosed
 from .log import logger
 from .session import IMPOSSIBLE
@@ -55,6 +55,7 @@ class Place:
         "is_open",
         "loan",
         "look_after",
+        "owed",
         "poll",
         "rests_since",
         "sock",
@@ -76,6 +77,8 @@ class Place:
         self.expires_at: float
         self.look_after: float
         self.rests_since = 0.0
+        #: The replies to the pool's own commands that are yet to be read, before any to a borrower's.
+        self.owed: Cleaning | None
         self.loan = Loan()
         #: Whether this is a forked child, to whom the session does not belong.
         self.is_of_parent = False
@@ -114,6 +117,7 @@ class Place:
         self._state = {}
         self.is_open = False
         self.sock = None
+        self.owed = None
         self.poll = bool
         self._close_socket = bool
         self.expires_at = math.inf
@@ -139,9 +143,8 @@ class Place:
                 attributes.update({name: own(attributes[name]) for name in self._shared})
             attributes["_place"] = self
             attributes["_turn"] = [None]
-            # What PyMySQL, from 1.2 on, has last set on the socket, and the replies that are still to come.
+            # What PyMySQL, from 1.2 on, has last set on the socket.
             attributes["_current_timeout"] = handle._current_timeout
-            attributes["_owed"] = handle._owed
             successor = _new(handle.__class__)
             successor.__dict__ = attributes
             handle._sock = handle._rfile = None
@@ -165,32 +168,33 @@ class Place:
 class Loan:
     """Who has a place, since when, and from which line. It outlives the place, to tell who has lost it."""
 
-    __slots__ = ("_code", "_instruction", "borrower", "since", "was_warned_of")
+    __slots__ = ("_at", "borrower", "since", "was_warned_of")
 
     def __init__(self) -> None:
         self.borrower: Thread | None = None
         self.since = 0.0
         self.was_warned_of = False
-        self._code: CodeType | None = None
-        self._instruction = 0
+        #: The instruction that borrows: its code and its number there.
+        self._at: tuple[CodeType, int]
 
     def begin(self, frame: FrameType, now: float) -> None:
-        """Note that this thread borrows, at the first line from `frame` upwards that is not the pool's own."""
-        self._code = code = frame.f_code
-        if code.co_filename in INTERNAL:
-            frame = caller(frame)
-            self._code = frame.f_code
-        self._instruction = frame.f_lasti
+        """Note that this thread borrows, at the line that `frame` is at."""
+        self._at = frame.f_code, frame.f_lasti
         self.since = now
         self.borrower = current_thread()
+
+    def is_for(self, frame: FrameType) -> None:
+        """Correct the line where the pool borrows by itself: to the first from `frame` upwards that is the user's."""
+        frame = caller(frame)
+        self._at = frame.f_code, frame.f_lasti
 
     def line(self) -> tuple[str, int]:
         """File and line of the borrow, worked out when somebody asks: a borrow notes no more than the instruction."""
         import dis  # noqa: PLC0415  seldom needed, and a tenth of the time to import the package
 
-        assert self._code is not None
-        lines = [line for start, line in dis.findlinestarts(self._code) if start <= self._instruction and line]
-        return self._code.co_filename, lines[-1]
+        code, instruction = self._at
+        lines = [line for start, line in dis.findlinestarts(code) if start <= instruction and line]
+        return code.co_filename, lines[-1]
 
     def as_data(self) -> dict[str, Any] | None:
         """`thread` (name), `alive` (whether it runs), `seconds` (so far), `file` and `line`; None if it has ended."""

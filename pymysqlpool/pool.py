@@ -149,7 +149,7 @@ class ConnectionPool:
         if timeout != 1 or retry_num != 1:
             _check_wait("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
         try:
-            connection = self._pool.get(True, timeout and timeout * (retry_num + 1))
+            connection = self._pool.get(True, timeout, retry_num)
         except LineTooLong:
             raise self._exhausted(
                 f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
@@ -184,6 +184,7 @@ class ConnectionPool:
     ) -> Iterator[Connection]:
         """A block with the whole `Connection`: commit, or rollback on an exception, then back. As `get_connection`."""
         connection = self.get_connection(timeout, retry_num, retry_interval=retry_interval, pre_ping=pre_ping)
+        connection._place.loan.is_for(_getframe())
         with connection:
             yield connection
 
@@ -220,9 +221,9 @@ class ConnectionPool:
             return False
         try:
             with connection._patience(PING_TIMEOUT):
-                owed = connection._owed
+                owed = place.owed
                 if owed is not None and (owed.doubtful or place.poll(0)):
-                    connection._read_owed()
+                    connection._read_owed(place)
                 if pre_ping or now - place.rests_since >= self._ping_after:
                     connection.ping()
         except MySQLError:
@@ -230,7 +231,7 @@ class ConnectionPool:
             return False
         # While a reply is owed, bytes may be just that. Else the server has closed the session (KILL, wait_timeout,
         # restart), perhaps with a parting error packet.
-        if connection._owed is None and (place.poll(0) or (owed is not None and connection._has_more_in_buffer())):
+        if place.owed is None and (place.poll(0) or (owed is not None and connection._has_more_in_buffer())):
             connection._abandon()
             return False
         return True

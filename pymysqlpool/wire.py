@@ -167,8 +167,6 @@ class WiredConnection(_PyMySQL):
     _turn: list[None] | None = None
     _user = 0
     _statement = b""
-    #: The replies to the pool's own commands that are yet to be read, before any to a borrower's.
-    _owed: Cleaning | None = None
 
     #: Whether nothing has happened after which the session has to be given up.
     _sound = True
@@ -194,7 +192,8 @@ class WiredConnection(_PyMySQL):
         if turn is None:
             _PyMySQL._execute_command(self, command, sql)
             return
-        if self._place is None or self._place.is_of_parent:
+        place = self._place
+        if place is None or place.is_of_parent:
             self._check_lent()
         if isinstance(sql, str):
             sql = sql.encode(self.encoding)
@@ -215,8 +214,8 @@ class WiredConnection(_PyMySQL):
             if trace != CLEAN:
                 self._trace = max(self._trace, trace)
         _PyMySQL._execute_command(self, command, sql)
-        if self._owed is not None:
-            self._read_owed()
+        if place.owed is not None:
+            self._read_owed(place)
 
     # Where a reply has been read whole, or has failed. PyMySQL has no one place for it.
 
@@ -335,16 +334,16 @@ class WiredConnection(_PyMySQL):
     def _send(self, cleaning: Cleaning) -> None:
         """Send commands that clean the session, all in one go; their replies are owed."""
         self._write_bytes(cleaning.packets)
-        self._owed = cleaning
+        self._place.owed = cleaning
 
-    def _read_owed(self) -> None:
+    def _read_owed(self, place: Place) -> None:
         """Read the replies that are owed. After one that is an error the session is not clean: it is closed."""
-        assert self._owed is not None
+        assert place.owed is not None
         turn = self._turn
         result = self._result
         try:
             self._turn = None  # these replies say nothing of what a borrower does
-            for _ in range(self._owed.replies):
+            for _ in range(place.owed.replies):
                 self._next_seq_id = 1
                 self._read_query_result()
                 while self._result.has_next:
@@ -358,11 +357,11 @@ class WiredConnection(_PyMySQL):
             raise OperationalError(CR.CR_SERVER_LOST, f"Lost connection: it could not be reset ({error})") from error
         finally:
             self._turn = turn
-        if self._owed.doubtful:
+        if place.owed.doubtful:
             self._facts.can_reset = True
         self._result = result
         self._next_seq_id = 1
-        self._owed = None
+        place.owed = None
 
     def _has_more_in_buffer(self) -> bool:
         """Whether the server has said more than was read: a poll does not see what is in the file's buffer."""
@@ -455,6 +454,5 @@ for _name in RARE:
 
 #: What every command or return asks for: Python finds it faster where it is not the class's.
 OFTEN = (
-    "_may_be_in_transaction", "_owed", "_place", "_pool", "_sound", "_statement", "_trace", "_turn",
-    "_user", "_wrote",
+    "_may_be_in_transaction", "_place", "_pool", "_sound", "_statement", "_trace", "_turn", "_user", "_wrote",
 )  # fmt: skip
