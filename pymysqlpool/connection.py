@@ -57,6 +57,7 @@ class Connection(WiredConnection):
         try:
             if turn is not None:
                 self._force_close()  # PyMySQL would leave the old socket to the collector
+                self._place.owed = None
             self._turn = None  # the handshake is no command with its reply
             if callable(secret):
                 self.password = _as_bytes(secret())

@@ -257,6 +257,20 @@ def test_a_late_reply(make_dammed_pool: MakePool, dam: Dam, owed: str, moment: s
     assert borrow_and_check(pool, dam, pending, moment, dam.let_go) == pending.session
 
 
+@pytest.mark.parametrize("owed", OWED)
+def test_a_reconnect_by_hand(make_dammed_pool: MakePool, dam: Dam, owed: str) -> None:
+    """Who reconnects does not wait for the replies that the session before still owes."""
+    options, deed = OWED[owed]
+    pool = make_dammed_pool(read_timeout=GENEROUS, **options)
+    pending = return_behind(dam, pool, deed, dam.hold)
+    eventually(lambda: dam.held)
+    connection = pool.get_connection(timeout=0)
+    connection.connect()
+    assert check(connection) != pending.session
+    connection.close()
+    goes_on_without(pending, pool)
+
+
 # KILL
 
 
