@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ import pymysqlpool
 if TYPE_CHECKING:
     from server import Server
 
-README = Path(__file__).parent.parent.joinpath("README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = ROOT.joinpath("README.md").read_text()
 CONFIG = 'dict(host="localhost", user="app", password="secret", database="shop")'
 
 
@@ -59,3 +61,16 @@ def test_the_files_to_read_are_all_there_are() -> None:
     package = {path.name for path in Path(pymysqlpool.__file__).parent.glob("*.py")}
     reading = set(re.findall(r"`(\w+\.py)`", README[README.index("To read the package") :]))
     assert package - reading == {"__init__.py", "callers.py", "log.py"}
+
+
+def test_the_figures_are_those_that_were_measured() -> None:
+    """The comparison is what `tox -e bench` has written, word for word, and so are the commands of one cycle."""
+    assert ROOT.joinpath(".github", "benchmarks.md").read_text().strip() in README
+    assert ROOT.joinpath(".github", "benchmarks.png").exists()
+    report = json.loads(ROOT.joinpath(".github", "benchmarks.json").read_text())
+    on, off = (line["values"] for line in report["figures"] if line["measure"] == "commands")
+    rows = re.findall(r"^\| \**([^|*]+?)\** \| \**(\d+)\** \| \**(\d+)\** \|$", README, re.MULTILINE)
+    assert len(rows) == 5
+    for title, commands_on, commands_off in rows:
+        [peer] = [name for name, known in report["peers"].items() if known.startswith(title)]
+        assert (on[peer], off[peer]) == (int(commands_on), int(commands_off))
