@@ -5,7 +5,10 @@ with pool.get_connection() as cur:
     cur.execute("select 1+1")
 """
 
+import logging
+
 from .connection import Connection
+from .cursors import Cursor, DictCursor
 from .errors import GetConnectionFromPoolError, PoolClosedError, PoolError, ReturnConnectionToPoolError
 from .log import logger
 from .pool import ConnectionPool, ConnectionPoolSingleton
@@ -16,10 +19,13 @@ __all__ = [
     "Connection",
     "ConnectionPool",
     "ConnectionPoolSingleton",
+    "Cursor",
+    "DictCursor",
     "GetConnectionFromPoolError",
     "PoolClosedError",
     "PoolError",
     "ReturnConnectionToPoolError",
     "__version__",
     "logger",
+    "logging",
 ]

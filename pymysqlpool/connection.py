@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
+import os
+import warnings
+from collections import deque
 from sys import _getframe
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pymysql.constants import CR
-from pymysql.cursors import Cursor, DictCursor
-from pymysql.err import MySQLError, OperationalError
+import pymysql.connections
+from pymysql.constants import CLIENT
+from pymysql.cursors import DictCursor
+from pymysql.err import MySQLError
 
-from .cursors import of_block, with_shorthands
-from .errors import PoolError
+from . import block
+from .cursors import with_shorthands
 from .log import logger
-from .wire import PING_TIMEOUT, WiredConnection
+from .wire import UNREAD, WHOLE, Wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
-    from .session import Cleaning
+    from .block import Block
+    from .place import Place
+    from .session import Session
+
+_new = object.__new__
 
 
-class Connection(WiredConnection):
+class Connection(Wire, pymysql.connections.Connection):
     """PyMySQL's `Connection`, which `close()` and the end of a `with` block return to its pool, if it has one.
 
     A handle dies when it is returned: its session lives on in a successor, which the next borrower gets. What would
@@ -34,9 +39,8 @@ class Connection(WiredConnection):
     `args` and `kwargs` hold what it was made with.
     """
 
-    #: The block that has this very connection. (`_blocks`, once there are any, has all on this handle by their
-    #: threads.)
-    _own_block: _Block | None = None
+    #: The block that has this very connection; `_blocks`, once there is one, has all that were begun on this handle.
+    _block: Block | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args = args
@@ -51,44 +55,61 @@ class Connection(WiredConnection):
         A borrowed connection may be reconnected by hand; the pool will not keep the session that comes of it.
         """
         self._check_lent()
-        self._lost = self._lost or self._wrote
-        turn = self._turn
+        is_lent = self._token is not None
         secret: Any = self.password
         try:
-            if turn is not None:
+            if is_lent:
+                self._lost_writes = self._lost_writes or self._wrote
+                if self._place.session is not None:
+                    self._place.session.abandon()
                 self._force_close()  # PyMySQL would leave the old socket to the collector
-                self._place.owed = None
-            self._turn = None  # the handshake is no command with its reply
+            self._token = None  # the handshake is no command with its reply
             if callable(secret):
                 self.password = _as_bytes(secret())
             super().connect(sock)
         finally:
             self.password = secret  # asked again next time, and not kept
-            self._turn = None if turn is None else [None]
+            self._token = [WHOLE] if is_lent else None
 
-    def ping(self, *args: Any, **kwargs: Any) -> None:
-        """PyMySQL's. With a pool it does not reconnect unless asked to, which would lose the session's state."""
+    def ping(self, reconnect: bool | None = None) -> None:
+        """PyMySQL's. With a pool it does not reconnect unless asked to, which loses the session's state."""
         self._check_lent()
-        if self._turn is not None and not args:
-            kwargs.setdefault("reconnect", False)  # before 1.2 it was on
-        super().ping(*args, **kwargs)
+        if self._token is None and reconnect is None:
+            super().ping()
+        elif not reconnect:
+            super().ping(reconnect=False)
+        else:
+            # PyMySQL's own warning would point here.
+            warnings.warn("The 'reconnect' argument is deprecated.", DeprecationWarning, stacklevel=2)
+            try:
+                super().ping(reconnect=False)
+            except pymysql.err.Error:
+                self.connect()
+                super().ping(reconnect=False)
 
     def autocommit(self, value: bool | None) -> None:
         """PyMySQL's."""
         self._check_lent()
         super().autocommit(value)
 
-    def cursor(self, cursor: type[Cursor] | None = None) -> Any:
-        """PyMySQL's cursor of the class asked for, or of `cursorclass`, which has `db_query` and `db_modify` too."""
+    def thread_id(self) -> Any:
+        """PyMySQL's. Of a returned connection it would be another borrower's by now."""
+        self._check_lent()
+        return super().thread_id()  # type: ignore[no-untyped-call]
+
+    def cursor(self, cursor: Any = None) -> Any:
+        """PyMySQL's cursor, of the class or by the function asked for, else by `cursorclass`.
+
+        It has `db_query` and `db_modify` too.
+        """
         if self._place is None or self._place.is_of_parent:
             self._check_lent()
-        cursorclass: Any = cursor or self.cursorclass
-        return with_shorthands(cursorclass)(self)
+        return with_shorthands(super().cursor(cursor))
 
     def execute_query(
         self, query: str, args: Any = (), dictcursor: bool = False, return_one: bool = False, exec_many: bool = False
     ) -> Any:
-        """Run one query as a block of its own, or as part of the block that this thread is in, and return its rows.
+        """Run one query as a block of its own, or as part of the block that it is called in, and return its rows.
 
         All rows, `()` for none; with `return_one` one row, or None. `dictcursor` makes dicts of them.
         `args` are formatted into the query as PyMySQL does; with `exec_many` it is run for each of them.
@@ -107,91 +128,19 @@ class Connection(WiredConnection):
     def __enter__(self) -> Any:
         """Begin a unit of work and return its cursor, which answers for its connection too.
 
-        The block has this connection where it is free. A thread that is in a block on this handle already joins it;
-        where another thread is, or the handle has been returned, the block borrows a connection of its own.
+        The block has this connection where it is free. What runs in a block on this handle already joins it; where
+        another thread is in one, or the handle has been returned, the block borrows a connection of its own.
         """
         if self._pool is None:
             return super().__enter__()
-        me = threading.get_ident()
-        blocks = vars(self).setdefault("_blocks", {})
-        block = blocks.get(me) or self._begin_block()
-        connection = block.connection
-        try:
-            cursorclass: Any = connection.cursorclass
-            cursor = of_block(cursorclass)(connection)
-            block.cursors.append(cursor)
-            blocks[me] = vars(connection).setdefault("_blocks", {})[me] = block
-        except BaseException as error:
-            if not block.cursors:
-                self._pool._take_back(connection, error)
-            raise
-        return cursor
+        return block.enter(self, _getframe().f_back or _getframe())
 
-    def __exit__(  # type: ignore[override]
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """End the block. The outermost commits, or rolls back after an exception, and returns the connection."""
-        if self._pool is None:
-            super().__exit__(kind, error, traceback)
-            return
-        me = threading.get_ident()
-        blocks = vars(self).get("_blocks", {})
-        if me not in blocks and len(blocks) == 1:
-            # Begun by another thread, as web frameworks do that run a generator's two halves in a thread pool.
-            [me] = blocks
-        if me not in blocks:
-            raise PoolError("this thread is in no block on this connection")
-        block = blocks[me]
-        connection = block.connection
-        cursor = block.cursors.pop()
-        if block.cursors:
-            connection._end_cursor(cursor, error)
-            return
-        for handle in (self, connection):
-            vars(handle)["_blocks"].pop(me, None)
-        connection._end_block(cursor, error)
+    if TYPE_CHECKING:
 
-    def _begin_block(self) -> _Block:
-        """A block on this connection or, where it is not free, on one borrowed for it."""
-        assert self._pool is not None
-        block = _Block(self)
-        # setdefault is one atomic step: of two threads that enter at once, one gets the handle's own session.
-        if self._place is None or vars(self).setdefault("_own_block", block) is not block:
-            block.connection = self._pool.get_connection()
-            block.connection._place.loan.is_for(_getframe())
-            block.connection._own_block = block
-        return block
-
-    def _end_cursor(self, cursor: Any, error: BaseException | None) -> None:
-        """Read what a block's cursor has left unread, but not after an exception: that could take for ever."""
-        if error is None:
-            cursor.close()
-        else:
-            cursor.connection = None
-
-    def _end_block(self, cursor: Any, error: BaseException | None) -> None:
-        """End a unit of work on this connection: commit or roll back, and return."""
-        pool: Any = self._pool
-        try:
-            self._end_cursor(cursor, error)
-            if error is None and self._may_be_in_transaction:
-                self._commit_or_give_up()
-        except BaseException as failure:
-            pool._take_back(self, failure)
-            raise
-        pool._take_back(self, error)
-
-    def _commit_or_give_up(self) -> None:
-        """Commit; where that fails nobody knows what the session is left with, so it is given up."""
-        try:
-            if self._lost:
-                raise OperationalError(
-                    CR.CR_SERVER_LOST, "Lost connection: what was written before the reconnect is gone"
-                )
-            self.commit()
-        except BaseException:
-            self._sound = False
-            raise
+        def __exit__(self, *exc_info: object) -> None:
+            """End the block. The outermost commits, or rolls back after an exception, and returns the connection."""
+    else:
+        __exit__ = block.EndOfBlock()
 
     @contextlib.contextmanager
     def _unit_of_work(self) -> Iterator[Connection]:
@@ -217,47 +166,157 @@ class Connection(WiredConnection):
         """
         if self._pool is None:
             super().close()
-        elif self._own_block is None:
+        elif self._block is None:
             if self._wrote and self._place is not None:
                 logger.warning(
-                    "pool(%s): close() rolls back what was written, on the connection borrowed at %s:%d",
+                    "pool(%s): close() rolls back what was written, on the connection borrowed at %s:%d: "
+                    "commit() before it, or make the pool with autocommit=True",
                     self._pool.name,
                     *self._place.loan.line(),
                 )
             self._pool._take_back(self)
 
-    def _has_sent(self, cleaning: Cleaning) -> bool:
-        """Whether `cleaning` is on its way, which nobody waits for, or the session turned out to be lost."""
+    def _let_go(self, session: Session) -> bool:
+        """Give up the session, and return whether it can be lent again: no reply of it is left unread."""
+        if self._token == [UNREAD]:
+            self._read_rest_that_has_come()
         try:
-            with self._patience(PING_TIMEOUT):
-                self._send(cleaning)
-        except MySQLError:
-            self._abandon()
-            return False
-        return True
+            is_whole = self._token.pop() is WHOLE  # type: ignore[union-attr]  # takes the token from every thread
+        except (AttributeError, IndexError):  # the first: interrupted in connect()
+            is_whole = False
+        if self._sock is not session.sock:  # PyMySQL drops a socket that has failed; or it was reconnected by hand
+            is_whole = False
+            with contextlib.suppress(pymysql.err.Error):
+                super().close()
+        self._sock = self._rfile = None
+        return is_whole
 
-    def _quit(self) -> None:
-        """Close the session with a goodbye to the server."""
-        super().close()
+    def _read_rest_that_has_come(self) -> None:
+        """Read the rest of several results, such as the last one of a CALL, without waiting for it."""
+        self._read_timeout = 0
+        with contextlib.suppress(MySQLError, TypeError):  # the latter: PyMySQL's, where nothing has come
+            while self._result is not None and self._result.has_next and not self._result.unbuffered_active:
+                self.next_result()
 
-    def _abandon(self) -> None:
-        """Close the socket without a word: the session is lost, or in the middle of a reply that nobody is to read."""
-        if self._sock is not None:
-            # A thread that reads here now, contrary to all advice, holds a lock in the file that is closed next.
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
-        self._force_close()
+    def _adopt(self, session: Session) -> None:
+        """Take over a new session, in the place of one that was lost before it was used."""
+        vars(self).update(session.connected)
+        self._result = None
+
+    def __del__(self) -> None:
+        if self._token is None and self._sock is not None:  # else its session sees to the socket
+            self._force_close()
+
+    def _force_close(self) -> None:
+        # Before 1.1 PyMySQL left the file, and with it the socket, to the collector.
+        if self._rfile is not None:
+            self._rfile.close()
+        super()._force_close()
+
+    def _create_ssl_ctx(self, sslp: Any) -> Any:
+        # The template's, if there is one: to make one takes 24 ms and 0.85 MB.
+        return vars(self).get("ctx") or super()._create_ssl_ctx(sslp)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Connection is bound to its server session and can't be pickled or copied")
 
 
-class _Block:
-    """A unit of work: the connection that it runs on, and the cursors of the `with` statements that it consists of."""
+class _Lazy:
+    """A mutable attribute, of which a connection gets its copy when it is first asked for.
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.cursors: list[Any] = []
+    So no borrower can change one under another, and a successor is made without copying them all: that would take a
+    borrow and return from 2.0 to 3.2 of a LifoQueue's put and get. Once there, it stands in the connection's own dict,
+    and Python looks no further.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, connection: Connection, owner: type) -> Any:
+        attributes = vars(connection)
+        try:
+            value = attributes["_originals"][self._name]
+        except KeyError:  # not opened by a pool, or not in this release of PyMySQL
+            raise AttributeError(f"{owner.__name__!r} object has no attribute {self._name!r}") from None
+        return attributes.setdefault(self._name, _own(value))
+
+
+_LAZY = ("_auth_plugin_map", "_connect_attrs", "decoders", "encoders", "kwargs")
+for _name in _LAZY:
+    setattr(Connection, _name, _Lazy(_name))
+
+
+class Template:
+    """What all of a pool's connections are copies of: one that is never opened. They share its SSLContext.
+
+    Where a subclass has an `__init__`, it is run for each copy, so that what it sets is each connection's own.
+    """
+
+    def __init__(self, connection_class: type[Connection], connect_kwargs: dict[str, Any]) -> None:
+        self._class = connection_class
+        self._kwargs = connect_kwargs
+        self._has_init = connection_class.__init__ is not Connection.__init__
+        self._original = _new(connection_class)
+        self._initialize(self._original)
+
+    def copy(self, place: Place) -> Connection:
+        """A connection for `place` that is yet to be opened."""
+        connection = _new(self._class)
+        if self._has_init:
+            if hasattr(self._original, "ctx"):
+                connection.ctx = self._original.ctx
+            self._initialize(connection)
+        else:
+            connection.__dict__ = {name: _own(value) for name, value in vars(self._original).items()}
+        connection._place = place
+        return connection
+
+    def remember(self, session: Session, connection: Connection, before: dict[str, Any]) -> None:
+        """Keep what `connection` is right after it was opened: its successors start from that.
+
+        `before` has its attributes before that.
+        """
+        connection._result = None
+        attributes = vars(connection)
+        session.connected = {name: value for name, value in attributes.items() if before.get(name, self) is not value}
+        if not self._has_init:
+            originals = {name: attributes.pop(name) for name in _LAZY if name in attributes}
+            attributes["_originals"] = originals
+            session.state = attributes.copy()
+            del session.state["_place"]  # which would be a cycle: place, session, state
+        session.mutable = {name: value for name, value in session.connected.items() if _own(value) is not value}
+        attributes.update({name: _own(value) for name, value in session.mutable.items()})  # for the first borrower
+        connection._token = [WHOLE]
+
+    def successor(self, place: Place, current_timeout: float | None) -> Connection:
+        """A connection with the session of `place`, as it was right after it was opened."""
+        session: Any = place.session
+        if self._has_init:
+            connection = self.copy(place)
+            vars(connection).update(session.connected)
+        else:
+            connection = _new(self._class)
+            connection.__dict__ = session.state.copy()
+            connection._place = place
+        if session.mutable:
+            vars(connection).update({name: _own(value) for name, value in session.mutable.items()})
+        connection._token = [WHOLE]
+        connection._current_timeout = current_timeout  # what PyMySQL, from 1.2 on, has last set on the socket
+        return connection
+
+    def begin_again_in_child(self) -> None:  # pragma: no cover  in a forked child
+        """After a fork: tell the server the child's process number."""
+        self._original._connect_attrs["_pid"] = str(os.getpid())
+
+    def _initialize(self, connection: Connection) -> None:
+        connection.__init__(**self._kwargs, defer_connect=True)  # type: ignore[misc]
+        connection.kwargs = self._kwargs.copy()
+        connection.client_flag |= CLIENT.SESSION_TRACK
+
+
+def _own(value: Any) -> Any:
+    """`value`, or a copy of it where one connection could change it under another."""
+    return value.copy() if isinstance(value, (dict, list, set, deque)) else value
 
 
 def _as_bytes(password: str | bytes) -> bytes:

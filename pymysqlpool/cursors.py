@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from typing import Any
+
+import pymysql.cursors
 
 
 class Shorthands:
-    """What every cursor of a `Connection` can do besides PyMySQL's."""
+    """What every cursor of a `Connection` can do besides PyMySQL's, unless its class has a method of that name."""
 
     def db_query(self: Any, query: str, args: Any = ()) -> Any:
         """Run `query` and return all its rows."""
@@ -23,32 +25,51 @@ class Shorthands:
         return {"rowcount": self.rowcount, "lastrowid": self.lastrowid}
 
 
-class OfBlock:
+class Cursor(pymysql.cursors.Cursor, Shorthands):
+    """PyMySQL's cursor, with `db_query` and `db_modify`."""
+
+
+class DictCursor(pymysql.cursors.DictCursor, Shorthands):  # type: ignore[misc]  # types-PyMySQL's own
+    """PyMySQL's cursor whose rows are dicts, with `db_query` and `db_modify`."""
+
+
+class _OfBlock:
     """The cursor of a `with` block, which answers for its connection, so that `as cur` and `as conn` are both right."""
 
     connection: Any
 
     def __getattr__(self, name: str) -> Any:
-        if name != "connection" and self.connection is not None:
-            return getattr(self.connection, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with contextlib.suppress(AttributeError):
+            return super().__getattr__(name)  # type: ignore[misc]  # the cursor class's own, if it has one
+        if name != "connection" and (connection := vars(self).get("connection")) is not None:
+            return getattr(connection, name)
+        hint = ": its connection has been returned" if hasattr(pymysql.connections.Connection, name) else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
 
-@functools.cache
-def with_shorthands(cursorclass: Any) -> Any:
-    """`cursorclass` with the short-hands; a class that has them already stays as it is."""
-    return cursorclass if issubclass(cursorclass, Shorthands) else _combined(Shorthands, cursorclass)
+def with_shorthands(cursor: Any) -> Any:
+    """`cursor`, of whatever class, with the short-hands."""
+    return _extended(cursor, "_pymysqlpool_with_shorthands", (), (Shorthands,))
 
 
-@functools.cache
-def of_block(cursorclass: Any) -> Any:
-    """`cursorclass`, as the cursor of a block."""
-    return _combined(OfBlock, with_shorthands(cursorclass))
+def of_block(cursor: Any) -> Any:
+    """`cursor`, of whatever class, as the cursor of a block."""
+    return _extended(cursor, "_pymysqlpool_of_block", (_OfBlock,), (Shorthands,))
 
 
-def _combined(mixin: type, cursorclass: Any) -> type:
-    return type(
-        cursorclass.__name__,
-        (mixin, cursorclass),
-        {"__doc__": cursorclass.__doc__, "__module__": cursorclass.__module__},
-    )
+def _extended(cursor: Any, attribute: str, before: tuple[type, ...], behind: tuple[type, ...]) -> Any:
+    """Give `cursor` a subclass of its class, which that class keeps as an attribute: so both can be collected."""
+    cls = type(cursor)
+    extended = vars(cls).get(attribute)
+    if extended is None:
+        behind = tuple(base for base in behind if not issubclass(cls, base))
+        if not (before or behind):
+            return cursor
+        body = {"__doc__": cls.__doc__, "__module__": cls.__module__, "__slots__": ()}
+        metaclass: Any = type(cls)
+        extended = metaclass(cls.__name__, (*before, cls, *behind), body)
+        with contextlib.suppress(TypeError):  # a class of C, which takes no attribute
+            setattr(cls, attribute, extended)
+    with contextlib.suppress(TypeError):  # of another layout
+        cursor.__class__ = extended
+    return cursor

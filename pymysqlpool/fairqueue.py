@@ -1,102 +1,117 @@
-"""A queue that is last in, first out for what rests in it, and first come, first served for who waits."""
+"""A queue without a lock: last in, first out for idle items, and first come, first served for waiters."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import threading
-import time
+import weakref
 from collections import deque
+from itertools import islice
+from threading import get_ident
+from time import monotonic
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: A waiter looks up this often, in seconds, to see what nobody would wake it for: a lost handle found by the collector.
-LOOK_UP = 0.5
+#: A waiter looks at the queue this often by itself, in seconds: for what nobody wakes it for.
+CHECK_INTERVAL = 0.5
+#: A waiter that has not looked for this long, in seconds, can't take anything and no longer keeps others waiting.
+ABSENT_AFTER = 4 * CHECK_INTERVAL
 
 
 class LineTooLong(queue.Empty):
-    """Nothing is there, and as many as may wait for it do so already."""
+    """Nothing is idle, and as many threads as may wait do so already."""
 
 
 class QueueClosed(Exception):
     """The queue is closed: nothing goes in or comes out."""
 
 
-class _Waiter(Generic[T]):
-    """One thread in the line. `served` is released when `item` is there; both are set under the queue's mutex."""
+class Waiter:
+    """A thread that waits in line. Nobody holds its lock: releasing it wakes the thread, as a semaphore would."""
 
-    __slots__ = ("item", "served")
+    __slots__ = ("__weakref__", "_lock", "last_look", "reference", "thread")
 
     def __init__(self) -> None:
-        self.item: T | None = None
-        self.served = threading.Lock()
-        self.served.acquire()
+        self.thread = get_ident()
+        self.reference = weakref.ref(self)
+        self.last_look = monotonic()
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """Let `sleep()` return, now or when it is called next."""
+        with contextlib.suppress(RuntimeError):  # it is awake already
+            self._lock.release()
+
+    def sleep(self, seconds: float) -> bool:
+        """Return True when woken, or False after so many seconds."""
+        return self._lock.acquire(timeout=seconds)
 
 
-class FairQueue(queue.Queue[T]):
-    """`queue.Queue`, in which a returned item goes straight to the thread that has waited longest.
+class FairQueue(queue.Queue[T], Generic[T]):
+    """`queue.Queue`, in which a returned item is for the thread that has waited longest.
 
-    `queue.Queue` wakes a waiter and lets any passer-by take the item first; under load most threads then get nothing.
+    `queue.Queue` wakes a waiter and lets any other thread take the item first; under load most threads get nothing.
     Items are never None.
 
-    The mutex guards the line. What rests needs none: `deque` takes and gives in one step each. Who puts lays the item
-    down first and looks for waiters then; who waits joins the line first and looks for items then; so of two who do
-    this at once, one sees the other. Passers-by leave what rests to the line as soon as somebody stands there.
+    There is no lock, so a signal handler, `__del__` or a weak reference's callback may call any method, also when it
+    interrupts another call of the same thread. Every step is one atomic operation on a deque or a dict:
 
-    No lock but the mutex is taken while it is held, and nothing is called that could block.
+    * An item is in the deque, or with the `get()` that popped it; never with a `put()`.
+    * Of n idle items the first n waiters in line may take one each. Others may only while nobody waits.
+    * `put()` adds the item and then looks at the line; `get()` joins the line and then looks at the items; whoever
+      leaves the line looks again. So of two threads that do this at once, one sees the other. Each waiter also looks by
+      itself every `CHECK_INTERVAL`, which repairs what an asynchronous exception has cut short.
     """
 
     queue: deque[T]
 
     def __init__(self, maxsize: int = 0, max_waiting: int | None = None) -> None:
-        super().__init__(maxsize)
-        # The standard library's Queue has these three already; gevent's, which takes its place, has not.
-        self.mutex = threading.Lock()
-        self.not_full = threading.Condition(self.mutex)
-        self.queue = deque()
+        super().__init__(maxsize)  # its locks are not used
+        self.queue = deque()  # where gevent's Queue takes the standard library's place, it has another
         self._max_waiting = max_waiting
-        self._waiters: deque[_Waiter[T]] = deque()
+        # By thread, in the order of arrival. A thread stands in it once: a get() in a signal handler that has
+        # interrupted a waiting get() of the same thread waits at its position, as the other can't go on before it. Only
+        # the waiting get() refers to its waiter: whatever interrupts that, nobody waits behind it for ever.
+        self._line: dict[int, weakref.ref[Waiter]] = {}
         self._closed = False
 
-    def look_up(self) -> None:
-        """Put back what has been lost and found. Called without the mutex, before and while a thread waits."""
+    def replace_lost(self) -> None:
+        """Put back items that were lost. Called before a thread waits and whenever it looks at the queue."""
 
-    def get(self, block: bool = True, timeout: float | None = None, retries: int = 0) -> T:
-        """Take the item that came last; if there is none, stand in line for `timeout` seconds (None: for ever).
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Take the item that was added last, or wait for one for `timeout` seconds (None: for ever).
 
-        Each of the `retries` is so long again, at the same place in the line.
-
-        Raises `queue.Empty` when the time is over, `LineTooLong` at once when `max_waiting` wait already, and
+        Raises `queue.Empty` when the time is over, `LineTooLong` at once where `max_waiting` threads wait already, and
         `QueueClosed`.
         """
-        if not self._waiters:
+        if not self._line:
             try:
-                return self.queue.pop()
+                return self._get()
             except IndexError:
                 pass
-        return self._stand_in_line(timeout and timeout * (1 + retries) if block else 0)
+        return self._wait_in_line(timeout if block else 0)
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002  queue.Queue's
-        """Give `item` to the thread that has waited longest, or lay it on top. There is always room for it.
+        """Add an item, for the thread that has waited longest. There is always room for it.
 
         Raises `QueueClosed` when the queue is closed; the item is then still the caller's.
         """
-        self.queue.append(item)
-        if self._waiters or self._closed:
-            self._pass_on(item)
+        self._put(item)
+        if self._line or self._closed:
+            self._announce(item)
 
     def close(self) -> list[T]:
-        """Close the queue, wake all who wait, and return what rested in it. Closing again returns nothing."""
+        """Close the queue, wake all waiters, and return the items that were idle. Closing again returns nothing."""
+        self._closed = True  # before the items are taken: who adds one now looks at this after adding it
         items: list[T] = []
-        with self.mutex:
-            self._closed = True
-            with contextlib.suppress(IndexError):
-                while True:
-                    items.append(self.queue.popleft())
-            for waiter in self._waiters:
-                waiter.served.release()
-            self._waiters.clear()
+        with contextlib.suppress(IndexError):
+            while True:
+                items.append(self.queue.popleft())
+        for waiter in self._first(len(self._line)):
+            waiter.wake()
         return items
 
     @property
@@ -104,97 +119,107 @@ class FairQueue(queue.Queue[T]):
         """Whether `close()` was called."""
         return self._closed
 
-    def resting(self) -> list[T]:
-        """What rests in the queue at this moment, the next to be taken last."""
+    def idle(self) -> list[T]:
+        """The items in the queue at this moment, the next to be taken last."""
         while True:
-            with contextlib.suppress(RuntimeError):  # without a GIL one may give or take amid the copying
+            with contextlib.suppress(RuntimeError):  # another thread, or a finalizer, has changed it meanwhile
                 return list(self.queue)
 
     def qsize(self) -> int:
-        """How many items rest in the queue."""
+        """How many items are in the queue."""
         return len(self.queue)
 
     def waiting(self) -> int:
-        """How many threads stand in line."""
-        return len(self._waiters)
+        """How many threads wait."""
+        return len(self._first(len(self._line)))
 
-    def _stand_in_line(self, timeout: float | None) -> T:
-        self.look_up()
-        waiter: _Waiter[T] = _Waiter()
+    # What a subclass may order otherwise: `queue.Queue`'s own hooks.
+
+    def _get(self) -> T:
+        return self.queue.pop()
+
+    def _put(self, item: T) -> None:
+        self.queue.append(item)
+
+    # The line
+
+    def _wait_in_line(self, timeout: float | None) -> T:
+        self.replace_lost()
+        new = waiter = Waiter()
+        started = new.last_look
+        slept = 0.0  # by the lock's own measure, as tests may have stopped the clock
         try:
-            with self.mutex:
-                self._waiters.append(waiter)
-                self._serve()
-                if waiter.item is None:
-                    if self._closed:
-                        raise QueueClosed
-                    if timeout is not None and timeout <= 0:
-                        raise queue.Empty
-                    if self._max_waiting is not None and len(self._waiters) > self._max_waiting:
-                        raise LineTooLong
-            self._wait(waiter, timeout)
-            with self.mutex:
-                item = self._leave_line(waiter)
-                if item is not None:
-                    return item  # also when it came after the time was over, but before the mutex was ours
+            waiter = self._join(new)
+            is_new = waiter is new
+            while (item := self._take(waiter)) is None:
                 if self._closed:
                     raise QueueClosed
-                raise queue.Empty
-        except BaseException:
-            # Interrupted, perhaps in the very moment of the hand-over: what it was given goes on to the next.
-            with self.mutex:
-                item = self._leave_line(waiter)
-                if item is not None and not self._closed:
-                    self.queue.append(item)
-                    self._serve()
-            raise
-
-    def _wait(self, waiter: _Waiter[T], timeout: float | None) -> None:
-        """Wait until served, closed, or `timeout` seconds are over."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = LOOK_UP
-        while waiter.item is None and not self._closed:
-            if deadline is not None:
-                pause = min(LOOK_UP, deadline - time.monotonic())
+                passed = max(monotonic() - started, slept)
+                pause = CHECK_INTERVAL if timeout is None else min(CHECK_INTERVAL, timeout - passed)
                 if pause <= 0:
-                    return
-            if waiter.served.acquire(timeout=pause):
-                return
-            self.look_up()
-            if self.queue:  # who laid it there was interrupted before it looked for waiters
-                with self.mutex:
-                    self._serve()
+                    raise queue.Empty
+                if is_new and self._max_waiting is not None and self.waiting() > self._max_waiting:
+                    raise LineTooLong
+                is_new = False
+                if not self._wait(waiter, pause):
+                    slept += pause
+                self.replace_lost()
+            return item
+        finally:
+            if waiter is new:
+                self._line.pop(new.thread, None)
+            if self._line and self.queue:
+                self._wake_first()
 
-    def _pass_on(self, item: T) -> None:
-        """Let those in line have `item`, which lies in the queue now, or take it out again if that is closed."""
-        with self.mutex:
-            if not self._closed:
-                self._serve()
-                return
-            try:
-                self.queue.remove(item)
-            except ValueError:
-                return  # close() has found it, or a passer-by who saw the queue open
+    def _join(self, waiter: Waiter) -> Waiter:
+        """Join the line, and return the waiter with which this thread stands in it."""
+        while True:
+            found = self._line.setdefault(waiter.thread, waiter.reference)()
+            if found is not None:
+                return found
+            self._line.pop(waiter.thread, None)  # it was interrupted while it left the line
+
+    def _wait(self, waiter: Waiter, seconds: float) -> bool:
+        """Wait for so many seconds, and return whether the thread was woken before."""
+        return waiter.sleep(seconds)
+
+    def _take(self, waiter: Waiter) -> T | None:
+        """Take an item if `waiter` is among the first n in line, where n items are idle."""
+        self._join(waiter)  # again, where others have passed over it wrongly
+        waiter.last_look = now = monotonic()
+        for first in self._first(1):
+            # Its thread is held up in a signal handler, or it was interrupted, and the exception keeps it alive.
+            if now - first.last_look > ABSENT_AFTER:
+                self._line.pop(first.thread, None)
+        try:
+            return self._get() if waiter in self._first(len(self.queue)) else None
+        except IndexError:
+            return None
+
+    def _first(self, count: int) -> list[Waiter]:
+        """The first `count` waiters in line."""
+        while True:
+            with contextlib.suppress(RuntimeError):  # another thread, or a finalizer, has changed it meanwhile
+                first = list(islice(self._line.items(), count))
+                waiters = [waiter for waiter in [reference() for _, reference in first] if waiter is not None]
+                if len(waiters) == len(first):
+                    return waiters
+                for thread, reference in first:
+                    if reference() is None:
+                        self._line.pop(thread, None)
+
+    def _wake_first(self) -> None:
+        """Wake as many waiters as there are idle items."""
+        for waiter in self._first(len(self.queue)):
+            waiter.wake()
+
+    def _announce(self, item: T) -> None:
+        """Tell the waiters about `item`, which is in the queue now, or take it out again if that is closed."""
+        if not self._closed:
+            self._wake_first()
+            return
+        try:
+            self.queue.remove(item)
+        except ValueError:
+            return  # close() has found it, or a thread that saw the queue open
         raise QueueClosed
-
-    def _serve(self) -> None:
-        """Hand what rests to those in line. The mutex is held."""
-        # An exception may strike between any two of these lines. The waiter has the item before it has left the line,
-        # and looks up by itself, so that it is neither forgotten nor served twice.
-        while self._waiters:
-            waiter = self._waiters[0]
-            if waiter.item is None:
-                try:
-                    waiter.item = self.queue.pop()
-                except IndexError:
-                    return
-            self._waiters.popleft()
-            waiter.served.release()
-
-    def _leave_line(self, waiter: _Waiter[T]) -> T | None:
-        """Take `waiter` out of the line and what it was given out of its hands. The mutex is held."""
-        item, waiter.item = waiter.item, None
-        # Who has an item has left the line already, unless whoever handed it over was interrupted.
-        if waiter in self._waiters if item is None else self._waiters and self._waiters[0] is waiter:
-            self._waiters.remove(waiter)
-        return item

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import decimal
 import math
+import numbers
 import os
 import queue
 import threading
+import warnings
 import weakref
 from logging import DEBUG
 from sys import _getframe
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, NoReturn
 
-from pymysql.constants import CLIENT
 from pymysql.err import MySQLError
 
-from .callers import warn_caller
-from .connection import Connection
+from .connection import Connection, Template
 from .errors import GetConnectionFromPoolError, PoolClosedError, ReturnConnectionToPoolError
 from .fairqueue import LineTooLong, QueueClosed
 from .log import logger
-from .place import Place, Places, hang_up
-from .session import IMPOSSIBLE, ServerFacts, always_in_doubt, cleaning_after, open_session
-from .wire import PING_TIMEOUT
+from .opening import Opener
+from .place import users
+from .places import Places, hang_up
+from .session import PING_TIMEOUT, ROLLBACK
+from .statements import DIRTY, DOUBTFUL, LOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
+
+    from .place import Place
+    from .session import Session
 
 
 class ConnectionPool:
@@ -101,17 +107,13 @@ class ConnectionPool:
         self._size = size
         self._ping_after = math.inf if self.ping_after is None else self.ping_after
         self._max_waiting = max_waiting
-        # Every connection is a copy of this one and shares its SSLContext: to make one takes 24 ms and 0.85 MB.
-        self._template = connection_class(**connect_kwargs, defer_connect=True)
-        self._template.kwargs = connect_kwargs
-        self._template.client_flag |= CLIENT.SESSION_TRACK
-        self._template._facts = ServerFacts()
-        if reset == "session":
-            self._template._trace_of = always_in_doubt
+        self._template = Template(connection_class, connect_kwargs)
+        self._opener = Opener(self.name, self.con_lifetime, reset)
         self._begin()
         try:
             for connection in [self._pool.get() for _ in range(pre_create_num)]:
-                self._pool.put(self._opened(connection))
+                self._open(connection)
+                self._pool.give_back(connection)
         except BaseException:
             self.close()
             raise
@@ -144,12 +146,33 @@ class ConnectionPool:
         Raises `GetConnectionFromPoolError` when the time is over, `PoolClosedError` when the pool is closed, and
         PyMySQL's own error when the server can't be reached.
         """
+        connection = self._get_in_time(timeout, retry_num, retry_interval)
+        try:
+            place = connection._place
+            now = monotonic()
+            place.loan.begin(_getframe().f_back or _getframe(), now)
+            session = place.session
+            if session is None or now >= session.expires_at or now >= session.check_at or pre_ping or session.poll(0):
+                connection = self._fit(connection, now, pre_ping=pre_ping)
+            connection._pool = self
+            if now >= self._next_check:
+                self._check(now)
+            if logger.level <= DEBUG:
+                logger.debug("Get connection from pool(%s)", self.name)
+        except BaseException:
+            self._give_up(connection)
+            raise
+        return connection
+
+    def _get_in_time(self, timeout: float | None, retry_num: int, retry_interval: float | None) -> Connection:
+        """A connection from the queue, or the error that tells why there is none."""
         if retry_interval is not None:
             timeout = retry_interval
         if timeout != 1 or retry_num != 1:
             _check_wait("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
         try:
-            connection = self._pool.get(True, timeout, retry_num)
+            # A retry is so long again, at the same position in the line.
+            return self._pool.get(True, timeout and float(timeout) * (1 + retry_num))
         except LineTooLong:
             raise self._exhausted(
                 f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
@@ -161,17 +184,6 @@ class ConnectionPool:
             raise error  # noqa: B904  while handling queue.Empty, as ever
         except QueueClosed:
             raise PoolClosedError(f"pool({self.name}) is closed") from None
-        now = monotonic()
-        place = connection._place
-        if now >= place.look_after or now >= place.expires_at or pre_ping or place.poll(0):
-            connection = self._opened(connection, now, pre_ping=pre_ping)
-        connection._pool = self
-        place.loan.begin(_getframe(1), now)
-        if now >= self._next_check:
-            self._check(now)
-        if logger.level <= DEBUG:
-            logger.debug("Get connection from pool(%s)", self.name)
-        return connection
 
     @contextlib.contextmanager
     def connection(
@@ -188,53 +200,83 @@ class ConnectionPool:
         with connection:
             yield connection
 
-    def _opened(self, connection: Connection, now: float = 0.0, *, pre_ping: bool = False) -> Connection:
-        """`connection` after a closer look: opened where it was not, replaced where it is dead. No lock is held."""
+    def _fit(self, connection: Connection, now: float, *, pre_ping: bool) -> Connection:
+        """A connection that may be lent: `connection`, opened where it was not, or another where it is not fit."""
         place = connection._place
-        if place.is_open and not self._is_fit(connection, now, pre_ping=pre_ping):
-            del connection._place
-            place.forget_session()
-            connection = place.unopened()
-        if not place.is_open:
-            try:
-                # The handshake, too, has `connect_timeout` for each of its steps.
-                with connection._patience(connection.connect_timeout):
-                    open_session(connection)
-                place.remember_session(connection, self.con_lifetime)
-            except BaseException as error:
-                if isinstance(error, MySQLError):
-                    # For those who wait in vain; without its traceback, whose frames would keep connections alive.
-                    self._last_failure = type(error)(*error.args)
-                del connection._place
-                connection._force_close()
-                place.forget_session()
-                self._pool.put(place.unopened())
-                raise
-            self._last_failure = None
+        session = place.session
+        if session is not None:
+            if session.has_expired(now):
+                session.quit()
+            elif self._is_alive(connection, session, now, pre_ping=pre_ping):
+                return connection
+            else:
+                session.abandon()
+            place.session = None
+            connection = self._template.copy(place)
+        self._open(connection)
         return connection
 
-    def _is_fit(self, connection: Connection, now: float, *, pre_ping: bool) -> bool:
-        """Whether an idle session may be lent; else it is closed."""
-        place = connection._place
-        if now >= place.expires_at:
-            connection.close()
-            return False
+    def _is_alive(self, connection: Connection, session: Session, now: float, *, pre_ping: bool) -> bool:
+        """Whether an idle session is there and clean. No lock is held."""
         try:
-            with connection._patience(PING_TIMEOUT):
-                owed = place.owed
-                if owed is not None and (owed.doubtful or place.poll(0)):
-                    connection._read_owed(place)
-                if pre_ping or now - place.rests_since >= self._ping_after:
+            if session.is_to_be_looked_at() or (session.pending is not None and session.poll(0)):
+                connection._read_pending(session)
+            if pre_ping or now - session.idle_since >= self._ping_after:
+                with connection._timeouts(PING_TIMEOUT):
                     connection.ping()
-        except MySQLError:
-            connection._abandon()
+        except (OSError, MySQLError):
             return False
-        # While a reply is owed, bytes may be just that. Else the server has closed the session (KILL, wait_timeout,
-        # restart), perhaps with a parting error packet.
-        if place.owed is None and (place.poll(0) or (owed is not None and connection._has_more_in_buffer())):
-            connection._abandon()
-            return False
-        return True
+        # Where no reply is pending the server has closed the session (KILL, wait_timeout, restart), perhaps with a
+        # parting error packet.
+        return session.pending is not None or not session.poll(0)
+
+    def _open(self, connection: Connection) -> None:
+        """Open a connection, outside every lock. Raises PyMySQL's error where that fails."""
+        place = connection._place
+        place.loan.is_opening = True
+        before = vars(connection).copy()
+        try:
+            # The handshake, too, has `connect_timeout` for each of its steps.
+            with connection._timeouts(connection.connect_timeout):
+                session = self._opener.open(connection)
+            self._template.remember(session, connection, before)
+            session.rest(monotonic(), monotonic() + self._ping_after)
+            place.session = session
+        except BaseException as error:
+            if isinstance(error, MySQLError):
+                self._last_failure = _without_frames(error)
+            connection._force_close()
+            raise
+        finally:
+            place.loan.is_opening = False
+        self._last_failure = None
+        if self._pool.closed and connection._pool is None:  # closed meanwhile
+            raise PoolClosedError(f"pool({self.name}) is closed")
+
+    def _replace_session(self, connection: Connection) -> None:
+        """Give a borrowed connection another session: its own has turned out not to be clean before it was used."""
+        place = connection._place
+        if place.session is not None:
+            place.session.abandon()
+            place.session = None
+        connection._force_close()
+        other = self._template.copy(place)
+        other._pool = self
+        self._open(other)
+        assert place.session is not None
+        connection._adopt(place.session)
+        other._sock = other._rfile = None
+
+    def _give_up(self, connection: Connection) -> None:
+        """Put a place back that was taken and could not be lent."""
+        place = vars(connection).pop("_place", None)
+        if place is None:
+            return
+        place.loan.borrower = None
+        session, place.session = place.session, None
+        if session is not None:
+            session.abandon()
+        self._pool.give_back(self._template.copy(place))
 
     def _exhausted(self, text: str) -> GetConnectionFromPoolError:
         """The error for a borrower who has got nothing, naming the culprits."""
@@ -265,7 +307,7 @@ class ConnectionPool:
             self._check_leaks(now, self.leak_warning)
         if self.idle_timeout is not None and self._size < self.maxsize:
             latest = now - self.idle_timeout
-            self._retire(lambda place: place.rests_since <= latest, most=self.total_num - self._size)
+            self._retire(lambda session: session.idle_since <= latest, most=self.total_num - self._size)
             self._next_check = min(self._next_check, now + self.idle_timeout / 10)
 
     def _check_leaks(self, now: float, leak_warning: float) -> None:
@@ -288,9 +330,9 @@ class ConnectionPool:
             else:
                 self._next_check = min(self._next_check, loan.since + leak_warning)
 
-    def _retire(self, is_due: Callable[[Place], bool], most: int) -> None:
-        for connection in self._pool.retire(is_due, most):
-            connection.close()
+    def _retire(self, is_due: Callable[[Session], bool], most: int) -> None:
+        for session in self._pool.retire(is_due, most):
+            session.quit()
 
     # Return
 
@@ -300,23 +342,29 @@ class ConnectionPool:
             raise ReturnConnectionToPoolError(f"pool({self.name}) takes back its own connections, not {connection!r}")
         connection.close()
 
+    _put_connection = put_connection
+
     def _take_back(self, handle: Connection, error: BaseException | None = None) -> None:
         """End the loan of `handle`, which may have met with `error`. It waits for no server."""
-        place = handle.__dict__.pop("_place", None)  # one atomic step: of two threads that return at once, one does
+        place = vars(handle).pop("_place", None)  # one atomic step: of two threads that return at once, one does
         if place is None or place.is_of_parent:
             return
         if error is not None:
             handle._note(error)
         now = monotonic()
-        cleaning = None
-        if now >= place.expires_at:
-            cleaning = IMPOSSIBLE
-        elif handle._trace or handle._may_be_in_transaction:
-            cleaning = cleaning_after(handle, self.reset, error)
-        connection = place.successor(handle, cleaning)
-        if place.is_open:
-            place.rests_since = now
-            place.look_after = now if cleaning is not None and cleaning.doubtful else now + self._ping_after
+        session = place.session
+        if session is None or not handle._let_go(session):  # lost, or in the middle of a reply
+            connection = self._recreate(place, session and session.abandon)
+        elif handle._is_broken or session.has_expired(now) or self._is_beyond_reset(session, handle):
+            connection = self._recreate(place, session.quit)
+        else:
+            connection = self._reuse(place, session, handle, error)
+        if place.is_given_up():
+            hang_up(connection)  # a finalizer returns what the collector has found before
+            return
+        session = place.session
+        if session is not None:
+            session.rest(now, now if session.is_to_be_looked_at() else now + self._ping_after)
         loan = place.loan
         loan.borrower = None
         if loan.was_warned_of:
@@ -327,23 +375,55 @@ class ConnectionPool:
                 *loan.line(),
                 now - loan.since,
             )
-        self._pool.put(connection)
+        self._pool.give_back(connection)
         if now >= self._next_check:
             self._check(now)
         if logger.level <= DEBUG:
             logger.debug("Put connection back to pool(%s)", self.name)
 
+    def _is_beyond_reset(self, session: Session, handle: Connection) -> bool:
+        """Whether the borrower has left what the server can't undo."""
+        reset = session.reset
+        return reset is not None and handle._left >= DIRTY and (handle._left == LOST or bool(reset.server.kept))
+
+    def _reuse(self, place: Place, session: Session, handle: Connection, error: BaseException | None) -> Connection:
+        """A connection with the same session, and what undoes the borrower's doing on its way to the server."""
+        commands = None
+        if handle._left >= DIRTY and session.reset is not None:
+            commands = session.reset.commands(with_database=handle._left == DOUBTFUL)
+            if commands is not None and handle._may_be_in_transaction:
+                commands = ROLLBACK + commands  # a proxy may answer the reset itself
+        elif handle._may_be_in_transaction and (self.reset is not None or error is not None):
+            commands = ROLLBACK
+        connection = self._template.successor(place, handle._current_timeout)
+        if commands is not None:
+            try:
+                connection._send(session, commands)
+            except MySQLError:
+                return self._recreate(place, session.abandon)
+        return connection
+
+    def _recreate(self, place: Place, close: Callable[[], None] | None) -> Connection:
+        """A connection that is yet to be opened; its session is closed."""
+        if close is not None:
+            close()
+        place.session = None
+        return self._template.copy(place)
+
     # State
 
     def size(self) -> int:
         """How many connections can be borrowed at this moment without waiting."""
-        self._pool.look_up()
+        self._pool.replace_lost()
         return self._pool.qsize()
 
     @property
     def available_num(self) -> int:
         """How many connections are open and idle."""
-        return sum(connection._place.is_open for connection in self._pool.resting())
+        places = [
+            vars(connection).get("_place") for connection in self._pool.idle()
+        ]  # None: lent and returned meanwhile
+        return sum(place is not None and place.session is not None for place in places)
 
     @property
     def total_num(self) -> int:
@@ -368,7 +448,7 @@ class ConnectionPool:
     def drain(self) -> None:
         """Retire every connection opened before now: the idle ones at once, the others when they come back."""
         self._pool.expire_all()
-        self._retire(lambda place: place.expires_at == -math.inf, self.maxsize)
+        self._retire(lambda session: session.expires_at == -math.inf, self.maxsize)
 
     def close(self, timeout: float | None = 0.0) -> int:
         """Lend no more, wake those that wait, close what is idle; what is borrowed is closed when it comes back.
@@ -395,8 +475,8 @@ class ConnectionPool:
         """After a fork: the sessions are the parent's, who knows nothing of what is done here. Takes no lock."""
         self._farewell.detach()
         closed = self._pool.closed
-        self._pool.orphan()
-        self._template._connect_attrs["_pid"] = str(os.getpid())
+        self._pool.leave_to_parent()
+        self._template.begin_again_in_child()
         self._begin()
         if closed:
             self.close()
@@ -405,23 +485,23 @@ class ConnectionPool:
 class ConnectionPoolSingleton(ConnectionPool):
     """One pool for the whole program: the first call makes it, each later one returns it and looks at no argument."""
 
-    _the_one: dict[type, ConnectionPoolSingleton] = {}  # noqa: RUF012  shared on purpose
-    _publishing = threading.Lock()
+    _first: dict[type, ConnectionPoolSingleton] = {}  # noqa: RUF012  shared on purpose
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ConnectionPoolSingleton:
         """The pool of this class, made now if there is none or it has been closed."""
-        one = cls._the_one.get(cls)
+        one = cls._first.get(cls)
+        while one is not None and one._pool.closed and "_next" in vars(one):
+            one = vars(one)["_next"]
         if one is not None and not one._pool.closed:
             return one
         made = super().__new__(cls)
         ConnectionPool.__init__(made, *args, **kwargs)
-        with cls._publishing:  # two threads may get here at once, each with a pool
-            one = cls._the_one.get(cls)
-            if one is None or one._pool.closed:
-                cls._the_one[cls] = one = made
-        if one is not made:
+        # setdefault is one atomic step: of two threads that get here at once, each with a pool, one is first.
+        first: ConnectionPoolSingleton
+        first = cls._first.setdefault(cls, made) if one is None else vars(one).setdefault("_next", made)
+        if first is not made:
             made.close()
-        return one
+        return first
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: `__new__` has done it."""
@@ -454,14 +534,18 @@ def _check_count(name: str, value: int, at_least: int = 0, at_most: float = math
         raise ValueError(f"{name} should be {limit}, not {value}")
 
 
-def _seconds(name: str, value: float | None) -> float | None:
-    """`value`, if it is a number of seconds, or None."""
-    if value is not None:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise TypeError(f"{name} should be seconds or None, not {value!r}")
-        if not value >= 0:
-            raise ValueError(f"{name} should be at least 0 seconds, not {value!r}")
-    return value
+def _seconds(name: str, seconds: Any) -> float | None:
+    """`seconds` as a float, if it is a number of seconds, or None."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, (numbers.Real, decimal.Decimal)):
+        raise TypeError(f"{name} should be seconds or None, not {seconds!r}")
+    value: Any = seconds
+    if not value >= 0:
+        raise ValueError(f"{name} should be at least 0 seconds, not {seconds!r}")
+    if value > threading.TIMEOUT_MAX:
+        raise ValueError(f"{name} should be at most {threading.TIMEOUT_MAX:.0f} seconds, not {seconds!r}")
+    return float(value)
 
 
 def _check_wait(name: str, timeout: float | None, retry_num: int) -> None:
@@ -480,5 +564,20 @@ def _replace_deprecated(connect_kwargs: dict[str, Any]) -> None:
     for old, new in (("db", "database"), ("passwd", "password")):
         value = connect_kwargs.pop(old, None)
         if value is not None and not connect_kwargs.get(new):
-            warn_caller(f"{old!r} is deprecated, use {new!r}", DeprecationWarning, _getframe(1))
+            line = users(_getframe(1))
+            registry = line.f_globals.setdefault("__warningregistry__", {})
+            warnings.warn_explicit(
+                f"{old!r} is deprecated, use {new!r}",
+                DeprecationWarning,
+                line.f_code.co_filename,
+                line.f_lineno,
+                registry=registry,
+            )
             connect_kwargs[new] = value
+
+
+def _without_frames(error: MySQLError) -> MySQLError:
+    """A copy of `error` that refers to no frames, which would keep connections alive."""
+    copy = type(error).__new__(type(error), *error.args)  # not by its class, which may have a signature of its own
+    vars(copy).update({name: value for name, value in vars(error).items() if name != "original_exception"})
+    return copy

@@ -1,246 +1,221 @@
-"""What a borrower may leave behind in the server's session, and what undoes it. Every rule of it is here."""
+"""A session on a server: its socket, its age, how it is reset, and the replies that are pending from that."""
 
 from __future__ import annotations
 
-import re
+import contextlib
+import functools
+import math
+import os
+import select
+import selectors
+import socket
 import struct
-from functools import partial
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
-from pymysql.charset import charset_by_name
-from pymysql.constants import CLIENT, COMMAND
-from pymysql.err import DatabaseError
+from pymysql.constants import COMMAND, SERVER_STATUS
+from pymysql.err import raise_mysql_exception
 
 if TYPE_CHECKING:
-    import ssl
+    from .driver import PyMySQLConnection
+    from .opening import Reset
 
-    from .connection import Connection
-    from .wire import WiredConnection
+#: How long the pool's own commands may take on an idle session, in seconds: taking longer costs a new one, no more.
+PING_TIMEOUT = 1.0
 
-# COM_RESET_CONNECTION, in MySQL from 5.7.3 and MariaDB from 10.2.4 on: it undoes transaction, locks, variables,
-# temporary tables and prepared statements, sets charset, autocommit, sql_mode and tracking to the server's defaults,
-# and keeps the database and the role.
-# https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_reset_connection.html
-_COM_RESET_CONNECTION = 0x1F
+# Lifetimes are shortened by up to this part, never lengthened, so that sessions opened together do not all expire
+# together.
+_JITTER = 0.1
 
-#: The bit of the server status with which the session tracker says that a statement has changed something in the
-#: session.
-STATE_CHANGED = 0x4000
-#: What stands behind SET to have it said also for what has no tracker of its own.
-TRACK = "SESSION session_track_state_change = 1"
-
-#: How much of a borrower's doing is left in the session, besides a transaction: nothing; what a reset undoes; what it
-#: may keep, a role or a database, so that nobody may use the session before it is known to have been undone.
-CLEAN, DIRTY, DOUBTFUL = range(3)
-
-# What these change in the session, also by a trigger, the tracker reports, but for the suspects found in them. The list
-# is of what is known, so that all else is in doubt: SET, USE, CALL, PREPARE, HANDLER, FLUSH and what servers will yet
-# think of.
-_VERBS = ["SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "WITH", "SHOW", "EXPLAIN", "DESCRIBE", "DESC", "TRUNCATE"]
-_BEGIN_AS_USUAL = tuple(f"{verb} " for verb in _VERBS)
-# All patterns are for statements in capitals, and made by `re` when they are first asked for: that takes its time.
-_KNOWN = (
-    r"(?:\s|/\*(?![!M])(?s:.)*?\*/)*\(*\s*"  # comments before it, though not those that the server executes
-    rf"(?:{'|'.join(_VERBS)}|(?:CREATE|ALTER|DROP)\s+(?:TABLE|INDEX|VIEW))\b"
-)
-# Whether a transaction is open is told by each reply. MySQL's tracker reports these as a change, which they are not.
-_OF_TRANSACTION = (
-    rb"\s*(?:BEGIN(?:\s+WORK)?|START\s+TRANSACTION[\s\w,]*"
-    rb"|(?:COMMIT|ROLLBACK|SAVEPOINT|RELEASE\s+SAVEPOINT)[\s\w]*);?\s*"
-)
-_ENDS_TRANSACTION = rb"\s*(?:COMMIT|ROLLBACK)(?:\s+WORK)?\s*;?\s*"
-_READS = rb"[\s(]*(?:SELECT|SHOW|EXPLAIN|DESC)"
-_QUOTED = r"'[^']*'|\"[^\"]*\"|`[^`]*`"
-# Where these are the quotes need not pair up, as in 'it\'s' or in a comment, and nothing can be said of what is quoted.
-_UNPAIRED = r"[\\]|[^\x00-\x7f]|--|#|/\*"
-# What may set a role or choose a database, by itself or in code that the client does not see.
-_MAY_LAST = r"\b(?:ROLE|USE|DATABASE|SCHEMA|CALL|EXECUTE|BEGIN)\b"
-# A statement longer than this costs more to read than the session costs to reset.
-_LONG = 16 * 1024
+_QUIT = struct.pack("<IB", 1, COMMAND.COM_QUIT)
 
 
-def trace_of(command: int, sql: bytes, *, tracked: bool) -> int:
-    """What `command` leaves in the session that the status of its reply would not tell: CLEAN, DIRTY or DOUBTFUL."""
-    if command != COMMAND.COM_QUERY:
-        return CLEAN if command == COMMAND.COM_PING else DOUBTFUL
-    if len(sql) > _LONG:
-        return DOUBTFUL
-    # In a str `in` takes a fifth of the time that it takes in bytes. What is not ASCII has to stay so in capitals.
-    text = sql.decode("ascii", "replace").upper()
-    if text.startswith(_BEGIN_AS_USUAL) or re.match(_KNOWN, text, re.ASCII):
-        if not _has_suspects(text) or _are_harmless(text):
-            return CLEAN if tracked else DIRTY
-    elif is_of_transaction(sql):
-        return CLEAN if tracked else DIRTY
-    return DOUBTFUL if re.search(_MAY_LAST, text, re.ASCII) else DIRTY
-
-
-def always_in_doubt(command: int, sql: bytes, *, tracked: bool) -> int:  # noqa: ARG001  as `trace_of`
-    """The same by the choice of `reset="session"`, which is made for what no client sees, be it a role."""
-    return DOUBTFUL
-
-
-def is_of_transaction(sql: bytes) -> bool:
-    """Whether the statement does no more than begin or end a transaction or a part of one."""
-    return re.fullmatch(_OF_TRANSACTION, sql, re.IGNORECASE) is not None
-
-
-def ends_transaction(sql: bytes) -> bool:
-    """Whether no transaction is open after the statement, also where the status can't tell."""
-    return re.fullmatch(_ENDS_TRANSACTION, sql, re.IGNORECASE) is not None
-
-
-def writes(sql: bytes) -> bool:
-    """Whether the rows that the statement has affected are rows that it has written, not read."""
-    return re.match(_READS, sql, re.IGNORECASE) is None
-
-
-def _are_harmless(text: str) -> bool:
-    """Whether what is suspect is only a `;` at the end, or stands in quoted strings such as an e-mail address."""
-    text = text.rstrip("; \t\r\n")
-    return not _has_suspects(text) or (
-        re.search(_UNPAIRED, text) is None and not _has_suspects(re.sub(_QUOTED, "", text))
-    )
-
-
-def _has_suspects(text: str) -> bool:
-    # Each `in` is a fast search in C; a loop over them takes twice as long, one regular expression ten times.
-    return (
-        "@" in text  # a variable, which the tracker misses in a SELECT
-        or ";" in text  # a second statement
-        or "LOCK" in text  # GET_LOCK, of which it knows nothing
-        or "/*!" in text  # a comment that servers execute
-        or "/*M!" in text
-        or "TEMPORARY" in text
-    )
-
-
-class Cleaning(NamedTuple):
-    """Commands that clean a session, to be written in one go, and how many replies they get."""
+class Commands(NamedTuple):
+    """Commands to be written in one go, and how many replies they get."""
 
     packets: bytes
     replies: int
-    #: Whether they may fail though the session is alive; then it is not lent before they are known to have succeeded.
-    doubtful: bool = False
+
+    def __add__(self, after: Commands) -> Commands:  # type: ignore[override]
+        return Commands(self.packets + after.packets, self.replies + after.replies)
 
 
-def _cleaning(commands: list[tuple[int, bytes]]) -> Cleaning:
-    return Cleaning(
+def to_commands(*commands: tuple[int, bytes]) -> Commands:
+    """Put commands, each with its text, into packets."""
+    return Commands(
         b"".join(struct.pack("<IB", len(sql) + 1, command) + sql for command, sql in commands), len(commands)
     )
 
 
-_ROLLBACK = _cleaning([(COMMAND.COM_QUERY, b"ROLLBACK")])
-#: What a session needs that the server has no way of resetting: it is given up.
-IMPOSSIBLE = _cleaning([])
+ROLLBACK = to_commands((COMMAND.COM_QUERY, b"ROLLBACK"))
 
 
-class ServerFacts:
-    """What is found out about the server, once for all sessions of a pool."""
+class Session:
+    """One session on a server. What is known of it is never believed of another, which may be on another server."""
 
-    def __init__(self) -> None:
-        #: The role that a session begins with, as an SQL literal; None: the server has none, or it is not known yet.
-        self.role: str | None = None
-        self.knows_role = False
-        #: Whether the server knows COM_RESET_CONNECTION; None: not known yet.
-        self.can_reset: bool | None = None
-        #: The TLS session of the connection opened last.
-        self.tls_session: ssl.SSLSession | None = None
+    __slots__ = (
+        "_close_socket",
+        "_rfile",
+        "check_at",
+        "connected",
+        "expires_at",
+        "idle_since",
+        "is_trusted",
+        "mutable",
+        "pending",
+        "poll",
+        "reset",
+        "sock",
+        "state",
+    )
+
+    def __init__(self, connection: PyMySQLConnection, lifetime: float) -> None:
+        now = monotonic()
+        #: Its socket; None where users patch `connect` away in tests of their own.
+        self.sock: Any = connection._sock
+        self._rfile: Any = connection._rfile
+        #: Waits so many milliseconds for the server to say something, or to close: an idle session hears nothing.
+        self.poll: Callable[[int], object] = bool if self.sock is None else _poll(self.sock)
+        self._close_socket: Callable[[], object] = bool if self.sock is None else _closer(self.sock)
+        #: When it is so old that it is replaced, since when it is idle, and when it is looked at before it is lent.
+        self.expires_at = now + lifetime * (1 - _JITTER * os.urandom(1)[0] / 256)
+        self.idle_since = now
+        self.check_at = math.inf
+        #: The commands whose replies are still to be read, before any reply to a borrower's.
+        self.pending: Commands | None = None
+        #: Whether a statement that reads is believed to leave nothing: the server, and a proxy in front of it, report
+        #: what it changes all the same.
+        self.is_trusted = False
+        #: The attributes of a connection right after `connect()`, from which each of its handles starts; those of them
+        #: that `connect()` has set; and those of these that are copied for each handle.
+        self.state: dict[str, Any] = {}
+        self.connected: dict[str, Any] = {}
+        self.mutable: dict[str, Any] = {}
+        #: How it is reset; None where the pool does not reset.
+        self.reset: Reset | None = None
+
+    def has_expired(self, now: float) -> bool:
+        """Whether it is too old to be lent."""
+        return now >= self.expires_at
+
+    def rest(self, now: float, check_at: float) -> None:
+        """It is idle from `now` on."""
+        self.idle_since = now
+        self.check_at = check_at
+
+    # Reset
+
+    def owes_replies(self) -> bool:
+        """Whether replies are pending that have yet to come. Any thread may ask."""
+        return self.pending is not None and not _poll(self.sock)(
+            0
+        )  # one of its own: a poll is for one thread at a time
+
+    def read_pending(self, timeout: float | None) -> None:
+        """Read the replies to the pool's own commands, waiting for each at most `timeout` seconds.
+
+        Raises OSError, or PyMySQL's error where one is an error: the session is not clean then, and is to be closed.
+        """
+        assert self.pending is not None
+        if self.sock.gettimeout() != timeout:
+            self.sock.settimeout(timeout)
+        for _ in range(self.pending.replies):
+            self._read_reply()
+        self.pending = None
+
+    def is_to_be_looked_at(self) -> bool:
+        """Whether its reset is the first one on its server, after which one has to look what that has not restored."""
+        reset = self.reset
+        return reset is not None and reset.server.settings is None and self.pending not in (None, ROLLBACK)
+
+    def _read_reply(self) -> None:
+        """Read one reply, with all its results. PyMySQL's own machinery takes nearly twice as long."""
+        more = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
+        while more:
+            packet = self._read_packet()
+            if packet[0] == 0:
+                at = 1 + _length(packet, 1)
+                at += _length(packet, at)
+                status = packet[at] | packet[at + 1] << 8
+            else:  # columns, rows, and an EOF packet behind each
+                self._read_to_eof()
+                status = self._read_to_eof()
+            more = status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
+
+    def _read_to_eof(self) -> int:
+        """Read up to an EOF packet, and return the status in it."""
+        packet = self._read_packet()
+        while packet[0] != 0xFE or len(packet) >= 9:
+            packet = self._read_packet()
+        return packet[3] | packet[4] << 8
+
+    def _read_packet(self) -> bytes:
+        """Read a packet that is no error."""
+        read = self._rfile.read
+        header = read(4)
+        length = int.from_bytes(header[:3], "little")
+        packet: bytes = read(length)
+        if len(header) < 4 or len(packet) < length or not packet:
+            raise ConnectionError("the server has closed the connection")
+        if packet[0] == 0xFF:
+            raise_mysql_exception(packet)
+        return packet
+
+    def has_unread(self) -> bool:
+        """Whether the server has said more than was read: a poll does not see what is in the file's buffer."""
+        self.sock.settimeout(0)
+        try:
+            return bool(self.poll(0) or self._rfile.peek(1))
+        except OSError:  # of TLS, where nothing is there
+            return False
+
+    # End
+
+    def quit(self) -> None:
+        """Close it, and tell the server."""
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                self.sock.sendall(_QUIT)
+        self.close()
+
+    def abandon(self) -> None:
+        """Close it without a word: it is lost, or in the middle of a reply that nobody is to read."""
+        if self.sock is not None:
+            # A thread that reads here now, contrary to all advice, holds a lock in the file that is closed next.
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket. In a forked child: without effect on the parent's session."""
+        self.pending = None
+        self._close_socket()
+
+    def __del__(self) -> None:
+        # Nobody has it any more. One call of C: no lock is taken, nothing can come between, and all that it needs is
+        # here, also when the interpreter is finalized.
+        self._close_socket()
 
 
-def cleaning_after(connection: Connection, reset: str | None, error: BaseException | None) -> Cleaning | None:
-    """What has to be undone after `connection` was borrowed, by the pool's choice of `reset`; None if nothing.
-
-    After an `error` that ends a block the transaction is rolled back in any case.
-    """
-    if reset in ("auto", "session") and connection._trace:
-        can_reset = connection._facts.can_reset
-        if can_reset is False:
-            return IMPOSSIBLE
-        is_doubtful = connection._trace == DOUBTFUL or can_reset is None
-        return connection._reset._replace(doubtful=True) if is_doubtful else connection._reset
-    if (reset is not None or error is not None) and connection._may_be_in_transaction:
-        return _ROLLBACK
-    return None
+def _length(packet: bytes, at: int) -> int:
+    """How many bytes a length-encoded integer takes."""
+    return {0xFC: 3, 0xFD: 4, 0xFE: 9}.get(packet[at], 1)
 
 
-def open_session(connection: Connection) -> None:
-    """Connect, with the tracker on, and lay out the reset that leads back to what the session is then."""
-    facts = connection._facts
-    context = connection.ctx if connection.ssl else None
-    if context is not None and facts.tls_session is not None:
-        # To take up what another connection has agreed on saves the server its signature, half the time of all.
-        connection.ctx = SimpleNamespace(wrap_socket=partial(context.wrap_socket, session=facts.tls_session))
-    try:
-        connection.connect()
-    finally:
-        if context is not None:
-            connection.ctx = context
-    if not connection.open:  # where `connect` has been patched away
-        return
-    facts.tls_session = getattr(connection._sock, "session", None)
-    if not connection._tracked and can_track(connection):  # pragma: no cover  before PyMySQL 1.1 alone
-        connection.query(f"SET {TRACK}")
-        connection._tracked = True
-    if not facts.knows_role:
-        facts.role = _current_role(connection)
-        facts.knows_role = True
-    connection._reset = _reset_to(connection, facts.role)
+def _closer(sock: Any) -> Callable[[], object]:
+    """A call that closes `sock`: if it is Python's own in C, and without regard to the file that PyMySQL reads from."""
+    return functools.partial(socket.SocketType.close, sock) if isinstance(sock, socket.SocketType) else sock.close
 
 
-def can_track(connection: WiredConnection) -> bool:
-    """Whether the server, and a proxy before it, tell of changes in the session."""
-    return bool(connection.server_capabilities & CLIENT.SESSION_TRACK)
+def _poll(sock: Any) -> Callable[[int], object]:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return poll.poll
 
+    def look(milliseconds: int) -> object:
+        with selectors.DefaultSelector() as selector:
+            selector.register(sock, selectors.EVENT_READ)
+            return selector.select(milliseconds / 1000)
 
-def names(charset: str, collation: str | None) -> str:
-    """What stands behind SET for a character set."""
-    return f"NAMES {charset}" + (f" COLLATE {collation}" if collation else "")
-
-
-def _current_role(connection: Connection) -> str | None:
-    """The role that the session has, as an SQL literal; None where the server has no roles."""
-    try:
-        connection.query("SELECT CURRENT_ROLE()")
-    except DatabaseError:
-        if not connection.open:
-            raise
-        return None
-    return connection.escape(connection._result.rows[0][0])
-
-
-def _reset_to(connection: Connection, role: str | None) -> Cleaning:
-    """The reset that makes the session what `connect()` has made it, in one trip.
-
-    What COM_RESET_CONNECTION keeps and no statement brings back makes it fail: a role that was set, or a database where
-    `connect()` had chosen none. Then a new session is opened.
-    """
-    # Before 1.1 PyMySQL did not say SET NAMES in connect(), and the collation was that of the handshake.
-    handshake: Any = charset_by_name(connection.charset)
-    collation = getattr(connection, "collation", handshake.collation)
-    autocommit = "@@autocommit" if connection.autocommit_mode is None else str(int(connection.autocommit_mode))
-    unchanged = [] if role is None else [f"CURRENT_ROLE() <=> {role}"]
-    if not connection.db:
-        unchanged.append("DATABASE() IS NULL")
-    # connect() leaves the server's own in force until `init_command` has run, so that no transaction begins with it.
-    at_first = autocommit if connection.init_command is None else "@@autocommit"
-    settings = [
-        names(connection.charset, collation),
-        # No autocommit is 2: there the statement fails.
-        f"autocommit = IF({' AND '.join(unchanged) or 'TRUE'}, {at_first}, 2)",
-    ]
-    if connection.sql_mode is not None:
-        settings.append(f"sql_mode = {connection.escape(connection.sql_mode)}")
-    if connection._tracked:
-        settings.append(TRACK)
-    statements = ["SET " + ", ".join(settings)]
-    if connection.init_command is not None:
-        statements.append(connection.init_command)
-        if connection.autocommit_mode is not None:
-            statements.append(f"SET autocommit = {autocommit}")
-    commands = [(_COM_RESET_CONNECTION, b"")]
-    if connection.db:  # bytes since connect()
-        commands.append((COMMAND.COM_INIT_DB, connection.db))
-    commands += [(COMMAND.COM_QUERY, statement.encode(connection.encoding)) for statement in statements]
-    return _cleaning(commands)
+    return look

@@ -144,7 +144,7 @@ def test_drain(make_pool: MakePool, admin: Admin, database: str) -> None:
     before = borrow_all(pool)
     lent = pool.get_connection()
     pool.drain()
-    eventually(lambda: sessions(admin, database) == {lent.thread_id()})
+    eventually(lambda: sessions(admin, database) == {lent.server_thread_id[0]})
     assert session_of(lent) in before
     later = pool.get_connection()
     new = session_of(later)
@@ -167,7 +167,7 @@ def test_a_borrower_is_quicker_than_the_drain(make_pool: MakePool) -> None:
         return True
 
     pool._retire(borrow, most=1)
-    assert session_of(lent[0]) == lent[0].thread_id()
+    assert session_of(lent[0]) == lent[0].server_thread_id[0]
     lent[0].close()
     assert (pool.size(), pool.total_num) == (1, 1)
 
@@ -176,7 +176,7 @@ def test_drain_while_one_waits(make_pool: MakePool) -> None:
     """Who waits for a connection that has been drained gets a new one when it comes back."""
     pool = make_pool(size=1)
     lent = pool.get_connection()
-    before = lent.thread_id()
+    before = lent.server_thread_id[0]
     got: list[int] = []
 
     def wait() -> None:

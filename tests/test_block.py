@@ -137,7 +137,7 @@ def test_the_cursor_of_a_block_answers_for_its_connection(make_pool: MakePool) -
     with make_pool().get_connection() as conn:
         assert isinstance(conn, pymysql.cursors.Cursor)
         assert isinstance(conn.connection, Connection)
-        assert conn.thread_id() == conn.connection.thread_id()
+        assert conn.server_thread_id[0] == conn.connection.server_thread_id[0]
         assert conn.host == conn.connection.host
         conn.ping()
         with conn.cursor(DictCursor) as cursor:
@@ -180,12 +180,12 @@ def test_a_nested_block_joins(make_pool: MakePool, add: Add, numbers: Numbers) -
     with handle as outer:
         add(outer, 1)
         with handle as inner:
-            assert inner.thread_id() == outer.thread_id()
+            assert inner.server_thread_id[0] == outer.server_thread_id[0]
             add(inner, 2)
         assert numbers() == []
         assert pool.size() == 1
         with outer.connection as inner:
-            assert inner.thread_id() == outer.thread_id()
+            assert inner.server_thread_id[0] == outer.server_thread_id[0]
             add(inner, 3)
         assert numbers() == []
         add(outer, 4)
@@ -201,7 +201,7 @@ def test_a_nested_block_joins_on_a_returned_handle(make_pool: MakePool, add: Add
     with suppress(Failure), handle as outer:
         add(outer, 1)
         with handle as inner, outer.connection as other:
-            assert inner.thread_id() == other.thread_id() == outer.thread_id()
+            assert inner.server_thread_id[0] == other.server_thread_id[0] == outer.server_thread_id[0]
             add(inner, 2)
         handle.execute_query("select 1")
         outer.connection.execute_query("select 1")
@@ -272,12 +272,12 @@ def test_two_threads_on_one_handle(
 
     def work() -> int:
         with handle as cur:
-            session: int = cur.connection.thread_id()
+            session: int = cur.connection.server_thread_id[0]
             add(cur, 2)
             inside.set()
             assert go_on.wait(30)
             with handle as inner:
-                assert inner.thread_id() == session
+                assert inner.server_thread_id[0] == session
             assert handle.execute_query("select connection_id()") == ((session,),)
         return session
 
@@ -286,9 +286,9 @@ def test_two_threads_on_one_handle(
         done = other_thread.submit(work)
         assert inside.wait(30)
         assert pool.size() == 0
-        assert handle.execute_query("select connection_id()") == ((cur.thread_id(),),)
+        assert handle.execute_query("select connection_id()") == ((cur.server_thread_id[0],),)
         go_on.set()
-        assert done.result() != cur.thread_id()
+        assert done.result() != cur.server_thread_id[0]
         assert numbers() == [2]
         assert pool.size() == 1
         raise Failure
@@ -354,7 +354,7 @@ def test_threads_enter_one_handle_at_once(make_pool: MakePool, add: Add, numbers
         with handle as cur:
             add(cur, number)
             together.wait(30)  # all are in their blocks
-            session: int = cur.thread_id()
+            session: int = cur.server_thread_id[0]
             return session
 
     with ThreadPoolExecutor(count) as threads:
@@ -495,7 +495,7 @@ def test_close_ends_a_transaction_that_only_read(make_pool: MakePool, table: str
     """`close()` also ends the snapshot that a SELECT has opened: the next borrower sees newer rows."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
-    session = connection.thread_id()
+    session = connection.server_thread_id[0]
     with connection.cursor() as cursor:
         cursor.execute(f"select count(*) from {table}")
         assert cursor.fetchone() == (0,)
@@ -503,7 +503,7 @@ def test_close_ends_a_transaction_that_only_read(make_pool: MakePool, table: str
     with admin.cursor() as cursor:
         cursor.execute(f"insert into {table} (number) values (1)")
     connection = pool.get_connection()
-    assert connection.thread_id() == session
+    assert connection.server_thread_id[0] == session
     assert connection.execute_query(f"select count(*) from {table}") == ((1,),)
 
 
@@ -563,7 +563,7 @@ def test_a_returned_handle_refuses(make_pool: MakePool, use: str, lent_again: bo
     handle.close()
     if lent_again:
         with pool.connection() as other:
-            session = other.thread_id()
+            session = other.server_thread_id[0]
             with refused:
                 USES[use](handle)
             assert other.execute_query("select connection_id()") == ((session,),)
@@ -622,7 +622,7 @@ def test_what_is_fetched_can_be_read(make_pool: MakePool, database: str) -> None
     """Attributes and rows already fetched can be read from a returned handle, and nothing happens on `close()`."""
     pool = make_pool(size=1)
     handle = pool.get_connection()
-    session = handle.thread_id()
+    session = handle.server_thread_id[0]
     cursor = handle.cursor()
     cursor.execute("select 1 as one union all select 2")
     handle.close()
@@ -630,7 +630,7 @@ def test_what_is_fetched_can_be_read(make_pool: MakePool, database: str) -> None
     assert cursor.description[0][0] == "one"
     assert cursor.fetchall() == ((1,), (2,))
     cursor.close()
-    assert handle.thread_id() == session
+    assert handle.server_thread_id[0] == session
     assert handle.host
     assert handle.get_server_info()
     assert handle.escape("it's") == r"'it\'s'"

@@ -83,12 +83,12 @@ def test_the_wait_is_over_when_one_comes_free(
     """Who waits gets what is returned, with its session; `timeout=None` waits for ever."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
-    session = connection.thread_id()
+    session = connection.server_thread_id[0]
     borrowed = threads.submit(pool.get_connection, timeout=timeout)
     eventually(waiting(pool, 1))
     assert not borrowed.done()
     connection.close()
-    assert borrowed.result().thread_id() == session
+    assert borrowed.result().server_thread_id[0] == session
     assert pool.size() == 0
     borrowed.result().close()
 
@@ -148,11 +148,11 @@ def test_last_in_first_out(make_pool: MakePool) -> None:
     """Of what rests, the connection that was returned last is lent first."""
     pool = make_pool(size=3)
     connections = [pool.get_connection() for _ in range(3)]
-    sessions = [connection.thread_id() for connection in connections]
+    sessions = [connection.server_thread_id[0] for connection in connections]
     for connection in connections:
         connection.close()
     connections = [pool.get_connection() for _ in range(3)]
-    assert [connection.thread_id() for connection in connections] == sessions[::-1]
+    assert [connection.server_thread_id[0] for connection in connections] == sessions[::-1]
     for connection in connections:
         connection.close()
 
@@ -193,7 +193,7 @@ def test_two_pools_to_two_databases(make_pool: MakePool, admin: Admin, database:
             assert [pool.size() for pool in pools] == [1, 1]
             for connection, name in ((first, names[0]), (second, names[1])):
                 assert connection.execute_query("select database()") == ((name,),)
-            assert first.thread_id() != second.thread_id()
+            assert first.server_thread_id[0] != second.server_thread_id[0]
         pools[0].close()
         assert pools[1].get_connection().execute_query("select database()") == ((names[1],),)
     finally:
@@ -464,7 +464,7 @@ def lose(pool: ConnectionPool, *, in_cycle: bool = False) -> tuple[int, int]:
     """Borrow and drop a connection; return its session and the line of the borrow."""
     connection = pool.get_connection()
     line = sys._getframe().f_lineno - 1
-    session = connection.thread_id()
+    session = connection.server_thread_id[0]
     if in_cycle:
         connection.me = connection
     del connection
@@ -485,7 +485,7 @@ def test_a_lost_handle_comes_back(make_pool: MakePool, look: Callable[[Connectio
     assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, line)]
     assert pool.size() == 1
     with pool.connection(timeout=0) as connection:
-        assert connection.thread_id() != session
+        assert connection.server_thread_id[0] != session
     assert (pool.size(), pool.total_num) == (1, 1)
 
 

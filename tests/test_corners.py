@@ -164,7 +164,7 @@ def test_a_reconnect_by_hand_in_a_block(make_pool: MakePool, database: str, admi
     def write_and_reconnect() -> None:
         with pool.connection() as connection:
             connection.query("insert into news values (1)")
-            admin.kill(connection.thread_id())
+            admin.kill(connection.server_thread_id[0])
             with pytest.raises(pymysql.Error):
                 connection.query("select sleep(10)")
             connection.connect()
@@ -201,6 +201,6 @@ def test_the_lists_of_a_subclass(make_pool: MakePool) -> None:
 def test_a_connection_without_a_pool_is_closed_when_dropped(server: Any, admin: Any, database: str) -> None:
     """Dropping a connection that has no pool ends its session, without a warning, as PyMySQL does."""
     connection = pymysqlpool.Connection(database=database, **server.connect_kwargs)
-    assert sessions(admin, database) == {connection.thread_id()}
+    assert sessions(admin, database) == {connection.server_thread_id[0]}
     del connection
     eventually(lambda: not sessions(admin, database))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import signal
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import eventually
 
+from pymysqlpool import fairqueue
 from pymysqlpool.fairqueue import FairQueue, QueueClosed
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ def test_last_in_first_out() -> None:
     items: FairQueue[int] = FairQueue()
     for item in (1, 2, 3):
         items.put(item)
-    assert items.resting() == [1, 2, 3]
+    assert items.idle() == [1, 2, 3]
     assert [items.get() for _ in range(3)] == [3, 2, 1]
 
 
@@ -74,7 +77,7 @@ def test_what_rests_can_be_told_while_it_changes() -> None:
 
     items: FairQueue[int] = FairQueue()
     items.queue = Restless([1, 2])
-    assert items.resting() == [1, 2]
+    assert items.idle() == [1, 2]
 
 
 def test_ten_waiters_are_served_in_order(threads: ThreadPoolExecutor) -> None:
@@ -101,7 +104,7 @@ def test_a_passer_by_does_not_take_what_is_handed_over(threads: ThreadPoolExecut
 
 
 class EventfulQueue(FairQueue[str]):
-    """One in which something happens at the end of this thread's wait, before it takes the mutex again."""
+    """One in which something happens at the end of this thread's wait, before it looks at the queue again."""
 
     def __init__(self, *events: Any) -> None:
         super().__init__()
@@ -127,12 +130,8 @@ def interrupt(_: EventfulQueue) -> None:
     raise KeyboardInterrupt
 
 
-def close(items: EventfulQueue) -> None:
-    assert items.close() == []
-
-
 def test_a_waiter_that_times_out_while_it_is_handed_an_item_gets_it() -> None:
-    """What is handed over between the end of the time and the mutex is not lost: the waiter takes it."""
+    """What is handed over between the end of the time and its last look is not lost: the waiter takes it."""
     items = EventfulQueue(put)
     assert items.get(timeout=0.001) == "handed"
     assert (items.qsize(), items.waiting()) == (0, 0)
@@ -145,7 +144,7 @@ def test_what_comes_after_the_time_rests() -> None:
         items.get(timeout=0.001)
     assert items.waiting() == 0
     items.put("later")
-    assert items.resting() == ["later"]
+    assert items.idle() == ["later"]
 
 
 @pytest.mark.parametrize("timeout", [0.001, 30])
@@ -157,7 +156,7 @@ def test_an_interrupted_waiter_hands_on_to_the_next(threads: ThreadPoolExecutor,
         threading.Thread(target=lambda: (eventually(lambda: items.waiting() == 1), put(items))).start()
         with pytest.raises(KeyboardInterrupt):
             items.get(timeout=timeout)
-        assert items.resting() == ["handed"]
+        assert items.idle() == ["handed"]
         items.get()
         items.events = [put, interrupt]
 
@@ -176,7 +175,7 @@ def test_an_interrupted_waiter_lets_it_rest() -> None:
     items = EventfulQueue(put, interrupt)
     with pytest.raises(KeyboardInterrupt):
         items.get(timeout=0.001)
-    assert items.resting() == ["handed"]
+    assert items.idle() == ["handed"]
     assert items.waiting() == 0
 
 
@@ -186,7 +185,7 @@ def test_an_interrupted_waiter_leaves_the_line() -> None:
     with pytest.raises(KeyboardInterrupt):
         items.get(timeout=0.001)
     items.put("later")
-    assert items.resting() == ["later"]
+    assert items.idle() == ["later"]
 
 
 def test_what_was_laid_down_by_one_who_was_interrupted_is_found(threads: ThreadPoolExecutor) -> None:
@@ -198,16 +197,29 @@ def test_what_was_laid_down_by_one_who_was_interrupted_is_found(threads: ThreadP
     assert (items.qsize(), items.waiting()) == (0, 0)
 
 
-def test_an_interrupted_hand_over_is_brought_to_its_end(threads: ThreadPoolExecutor) -> None:
-    """Who hands over and is interrupted half-way neither serves the same waiter twice nor forgets it."""
+def test_a_waiter_that_never_left_the_line_holds_nobody_up(threads: ThreadPoolExecutor) -> None:
+    """One that was interrupted a second time while it left the line neither takes an item nor keeps others from one."""
     items: FairQueue[str] = FairQueue()
-    first, second = line_up(items, threads, 2)
-    with items.mutex:
-        items._waiters[0].item = "one"  # the first half of `_serve()`
-        items.queue.append("two")
-        items._serve()
-    assert (first.result(), second.result()) == ("one", "two")
-    assert (items.qsize(), items.waiting()) == (0, 0)
+    items._line[-1] = fairqueue.Waiter().reference  # gone, and still in the line
+    assert items.waiting() == 0
+    items._line[-1] = fairqueue.Waiter().reference
+    items.put("one")
+    assert items.get(timeout=0) == "one"
+    items._line[threading.get_ident()] = fairqueue.Waiter().reference
+    items.put("two")
+    assert items.get(timeout=0) == "two"
+    assert not items._line
+
+
+def test_a_waiter_that_can_not_go_on_is_passed_over() -> None:
+    """One whose thread is held up in a signal handler keeps others waiting for a moment only."""
+    items: FairQueue[str] = FairQueue()
+    held_up = fairqueue.Waiter()
+    held_up.thread = -1
+    held_up.last_look -= 2 * fairqueue.ABSENT_AFTER
+    items._line[-1] = held_up.reference
+    items.put("one")
+    assert items.get(timeout=0) == "one"
 
 
 def test_control_c_interrupts_the_wait() -> None:
@@ -225,7 +237,7 @@ def test_control_c_interrupts_the_wait() -> None:
         pressed.result()
     assert items.waiting() == 0
     items.put("later")
-    assert items.resting() == ["later"]
+    assert items.idle() == ["later"]
 
 
 def test_close_wakes_all(threads: ThreadPoolExecutor) -> None:
@@ -243,7 +255,7 @@ def test_close_wakes_all(threads: ThreadPoolExecutor) -> None:
     for kwargs in ({}, {"block": False}, {"timeout": 1}):
         with pytest.raises(QueueClosed):
             items.get(**kwargs)
-    assert items.resting() == []
+    assert items.idle() == []
 
 
 def test_close_returns_what_rested() -> None:
@@ -260,28 +272,103 @@ def test_what_is_taken_out_of_a_closing_queue_is_put_back_by_nobody() -> None:
     """What `close()` finds, of one who puts it at that moment, is the closer's alone."""
 
     class ClosedAmidPut(FairQueue[str]):
-        def _pass_on(self, item: str) -> None:
+        def _announce(self, item: str) -> None:
             found.extend(self.close())
-            super()._pass_on(item)
+            super()._announce(item)
 
     found: list[str] = []
     items = ClosedAmidPut()
     items._closed = True  # as who puts sees it, while `close()` has yet to look what rests
     items.put("late")
-    assert (found, items.resting()) == (["late"], [])
+    assert (found, items.idle()) == (["late"], [])
 
 
-def test_what_was_handed_over_before_the_close_is_the_waiters() -> None:
-    """A waiter that was handed an item before the queue was closed gets it."""
-    items = EventfulQueue(put, close)
-    assert items.get(timeout=0.001) == "handed"
+def test_what_comes_just_before_the_close_is_had_by_one() -> None:
+    """An item that comes at the end of a wait, just before the close, is the closer's, and the waiter is told so."""
+    found: list[str] = []
+    items = EventfulQueue(put, lambda queue_: found.extend(queue_.close()))
+    with pytest.raises(QueueClosed):
+        items.get(timeout=0.001)
+    assert found == ["handed"]
 
 
 def test_nothing_comes_to_rest_in_a_closed_queue() -> None:
     """What a waiter was handed before the queue was closed, and could not take, does not rest in there."""
-    items = EventfulQueue(put, close, interrupt)
+    items = EventfulQueue(put, lambda queue_: queue_.close(), interrupt)
     with pytest.raises(BaseException):  # noqa: B017, PT011  the interrupt or what came of it
         items.get(timeout=0.001)
-    assert items.resting() == []
+    assert items.idle() == []
     with pytest.raises(QueueClosed):
         items.get(block=False)
+
+
+# Entered again
+
+
+def test_a_get_in_a_signal_handler_goes_before_the_one_it_has_interrupted() -> None:
+    """A get() in a signal handler gets what comes for the waiting get() of the same thread, which waits on."""
+    items: FairQueue[str] = FairQueue()
+    got: list[str] = []
+
+    def handler(*_: object) -> None:
+        items.put("one")
+        got.append(items.get(timeout=30))
+        items.put("two")
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with ThreadPoolExecutor(1) as other:
+            main = threading.main_thread().ident or 0
+            other.submit(lambda: (eventually(items.waiting), signal.pthread_kill(main, signal.SIGUSR1)))
+            assert items.get() == "two"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert got == ["one"]
+    assert (items.qsize(), items.waiting()) == (0, 0)
+
+
+class InCycle:
+    """Only the collector finds it, and it puts and gets, wherever that strikes."""
+
+    def __init__(self, items: FairQueue[int]) -> None:
+        self.items = items
+        self.me = self
+
+    def __del__(self) -> None:
+        with suppress(queue.Empty):
+            self.items.put(self.items.get(timeout=0))
+
+
+@pytest.mark.parametrize("waiters", [1, 11])
+def test_signals_and_collectors_strike_anywhere(waiters: int) -> None:
+    """A signal handler every 0.7 ms and finalizers that get and put, in all threads: nothing hangs and none is lost."""
+    items: FairQueue[int] = FairQueue()
+    for number in range(3):
+        items.put(number)
+
+    def handler(*_: object) -> None:
+        with suppress(queue.Empty):
+            items.put(items.get(timeout=0.01))
+
+    def work(rounds: int = 1500) -> None:
+        for _ in range(rounds):
+            InCycle(items)
+            items.put(items.get(timeout=30))
+
+    thresholds = gc.get_threshold()
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        gc.set_threshold(10)
+        signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+        with ThreadPoolExecutor(waiters) as others:
+            done = [others.submit(work) for _ in range(waiters)]
+            work()
+            for each in done:
+                each.result()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        gc.set_threshold(*thresholds)
+    gc.collect()
+    assert sorted(items.idle()) == [0, 1, 2]
+    assert items.waiting() == 0

@@ -41,7 +41,7 @@ def test_many_threads(make_pool: MakePool) -> None:
     def work(number: int) -> None:
         for turn in range(10):
             with pool.connection(timeout=None) as connection:
-                session = connection.thread_id()
+                session = connection.server_thread_id[0]
                 if session in in_use:
                     shared.set()
                 in_use.add(session)

@@ -301,7 +301,7 @@ def main(connect_kwargs: dict[str, Any], database: str) -> None:
     sys.setswitchinterval(1e-6)
     warnings.simplefilter("ignore")
     threading.excepthook = lambda _: None
-    fairqueue.LOOK_UP = 0.02  # a thread in the line meets with its exception only when it looks up
+    fairqueue.CHECK_INTERVAL = 0.02  # a thread in the line meets with its exception only when it looks up
     pool = ConnectionPool(3, "pool1", **connect_kwargs)
     begun = threading.Semaphore(0)
 

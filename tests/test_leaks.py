@@ -84,7 +84,7 @@ def attribute(name: str, value: object) -> Leak:
 
 def in_transaction(connection: Any, admin: Plain) -> Any:
     trx = "select trx_id is not null from information_schema.innodb_trx where trx_mysql_thread_id = {}"
-    return ask(admin, trx.format(connection.thread_id()))
+    return ask(admin, trx.format(connection.server_thread_id[0]))
 
 
 def level_of_next_transaction(connection: Any, admin: Plain) -> Any:
@@ -101,7 +101,7 @@ def metadata_lock(connection: Any, admin: Plain) -> Any:
     locks = "performance_schema.metadata_locks join performance_schema.threads on owner_thread_id = thread_id"
     known = f"select distinct object_type, lock_type from {locks} where processlist_id = {{}} and "
     known += "(object_name = 'old' or object_type = 'BACKUP LOCK')"
-    return ask(admin, known.format(connection.thread_id()))
+    return ask(admin, known.format(connection.server_thread_id[0]))
 
 
 def leave_unread(sql: str) -> Deed:
@@ -255,13 +255,13 @@ def by_close(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
     connection = pool.get_connection()
     deed(connection)
     connection.close()
-    return connection.thread_id()
+    return connection.server_thread_id[0]
 
 
 def by_block(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
     with pool.get_connection() as cursor:
         deed(cursor.connection)
-        return cursor.connection.thread_id()
+        return cursor.connection.server_thread_id[0]
 
 
 def by_exception(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
@@ -269,19 +269,19 @@ def by_exception(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
     with suppress(Boom), connection:
         deed(connection)
         raise Boom
-    return connection.thread_id()
+    return connection.server_thread_id[0]
 
 
 def by_block_of_the_pool(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
     with pool.connection() as connection:
         deed(connection)
-        return connection.thread_id()
+        return connection.server_thread_id[0]
 
 
 def by_dropping(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
     connection = pool.get_connection()
     deed(connection)
-    session = connection.thread_id()
+    session = connection.server_thread_id[0]
     del connection
     gc.collect()
     return session
@@ -389,7 +389,7 @@ def test_nothing_that_a_borrower_left_reaches_the_next(
         assert probe(connection) == clean
     unique = uuid.uuid4().hex
     assert ask(connection, f"select '{unique}'") == ((unique,),)
-    assert connection.thread_id() == session or eventually(lambda: not is_alive(session, admin))
+    assert connection.server_thread_id[0] == session or eventually(lambda: not is_alive(session, admin))
     connection.close()
 
 
@@ -457,7 +457,7 @@ def test_after_a_reset_a_session_is_what_connect_made_it(name: str, scene: Scene
     assert not any(untidy[name] == fresh[name] for name in changed)
     connection.close()
     again = pool.get_connection()
-    assert again.thread_id() == connection.thread_id()
+    assert again.server_thread_id[0] == connection.server_thread_id[0]
     assert state(again) == fresh
     again.close()
 
@@ -502,13 +502,13 @@ def test_a_server_that_can_not_reset_gets_a_new_connection(reset: str, scene: Sc
     connection.close()
     second = pool.get_connection()
     assert ask(second, VARIABLE) == ((None,),)
-    assert second.thread_id() != connection.thread_id()
+    assert second.server_thread_id[0] != connection.server_thread_id[0]
     second.close()
     third = pool.get_connection()
     assert ask(third, "select 3") == ((3,),)
     third.close()
     fourth = pool.get_connection()
-    assert (fourth.thread_id() == third.thread_id()) is (reset == "auto")
+    assert (fourth.server_thread_id[0] == third.server_thread_id[0]) is (reset == "auto")
     fourth.close()
 
 
@@ -524,7 +524,7 @@ def test_a_server_without_session_tracking_is_reset_in_doubt(deed: str, scene: S
     first.close()
     second = pool.get_connection()
     assert ask(second, VARIABLE) == ((None,),)
-    assert second.thread_id() == first.thread_id()
+    assert second.server_thread_id[0] == first.server_thread_id[0]
     second.close()
 
 
@@ -553,7 +553,7 @@ def test_reset_rollback_undoes_transactions_only(scene: Scene, admin: Plain, mak
     first.close()
     second = pool.get_connection()
     assert ask(second, VARIABLE) == ((1,),)
-    assert second.thread_id() == first.thread_id()
+    assert second.server_thread_id[0] == first.server_thread_id[0]
     assert eventually(lambda: in_transaction(second, admin) == (), RENEWAL)
     second.close()
 
@@ -566,7 +566,7 @@ def test_no_reset_undoes_nothing(scene: Scene, make_pool: MakePool) -> None:
     first.close()
     second = pool.get_connection()
     assert ask(second, "select @v, count(*) from t where n = 2") == ((1, 1),)
-    assert second.thread_id() == first.thread_id()
+    assert second.server_thread_id[0] == first.server_thread_id[0]
     second.rollback()
     assert ask(second, "select @v, count(*) from t where n = 2") == ((1, 0),)
     second.rollback()

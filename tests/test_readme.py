@@ -57,10 +57,10 @@ def test_the_commands_are_toxs(line: str) -> None:
 
 
 def test_the_files_to_read_are_all_there_are() -> None:
-    """The way to read the package passes each of its files but the two short ones that others lean on."""
+    """The way to read the package passes each of its files."""
     package = {path.name for path in Path(pymysqlpool.__file__).parent.glob("*.py")}
     reading = set(re.findall(r"`(\w+\.py)`", README[README.index("To read the package") :]))
-    assert package - reading == {"__init__.py", "callers.py", "log.py"}
+    assert package - reading == {"__init__.py"}
 
 
 def test_the_figures_are_those_that_were_measured() -> None:

@@ -62,6 +62,7 @@ SOUND = [
     ApplicationError("why"),
     ValueError("why"),
     OSError("why"),
+    GeneratorExit(),
     *(OperationalError(code, "why") for code in SOUND_CODES),
     InternalError(1205, "why"),
 ]
@@ -77,7 +78,6 @@ LOST = [
     Error("why"),
     KeyboardInterrupt(),
     SystemExit(),
-    GeneratorExit(),
 ]
 
 
@@ -85,7 +85,7 @@ def session_lent_next(pool: ConnectionPool) -> int:
     """The session of the next borrower, which works; the pool is whole."""
     assert pool.size() == pool.maxsize
     with pool.connection(timeout=0) as connection:
-        session = connection.thread_id()
+        session = connection.server_thread_id[0]
         assert connection.execute_query("select connection_id()") == ((session,),)
     return session
 
@@ -96,7 +96,7 @@ def end_block_by(pool: ConnectionPool, error: BaseException) -> int:
     with pytest.raises(type(error)) as raised, connection:
         raise error
     assert raised.value is error
-    session: int = connection.thread_id()
+    session: int = connection.server_thread_id[0]
     return session
 
 
@@ -146,7 +146,7 @@ def test_a_harmless_error_that_was_caught(make_pool: MakePool, code: int, in_blo
     else:
         fail(connection, code)
         connection.close()
-    assert connection.thread_id() == session_lent_next(pool)
+    assert connection.server_thread_id[0] == session_lent_next(pool)
 
 
 @pytest.mark.parametrize("in_block", [False, True])
@@ -164,7 +164,7 @@ def test_a_grave_error_that_was_caught(make_pool: MakePool, code: int, in_block:
         with connection.cursor() as cursor:
             cursor.execute("select 1")
         connection.close()
-    assert connection.thread_id() != session_lent_next(pool)
+    assert connection.server_thread_id[0] != session_lent_next(pool)
 
 
 @pytest.mark.parametrize("how", ["block", "close", "execute_query"])
@@ -172,7 +172,7 @@ def test_a_killed_session(make_pool: MakePool, admin: Admin, database: str, how:
     """A session that the server has killed while it was borrowed costs no place, and nobody else gets it."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
-    session = connection.thread_id()
+    session = connection.server_thread_id[0]
     if how == "block":
         cursor = connection.__enter__()
         kill(admin, {session})
@@ -197,7 +197,7 @@ def test_a_commit_that_fails(make_pool: MakePool, admin: Admin, database: str) -
         cursor.execute(f"create table {database}.numbers (number int) engine=innodb")
     pool = make_pool(size=1)
     connection = pool.get_connection()
-    session = connection.thread_id()
+    session = connection.server_thread_id[0]
     cursor = connection.__enter__()
     cursor.execute("insert into numbers values (1)")
     kill(admin, {session})
@@ -212,7 +212,7 @@ def test_a_rollback_that_fails(make_pool: MakePool, admin: Admin, database: str)
     """Where the rollback at a return fails, `close()` tells nobody, and the session is given up."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
-    session = connection.thread_id()
+    session = connection.server_thread_id[0]
     with connection.cursor() as cursor:
         cursor.execute("start transaction with consistent snapshot")
     kill(admin, {session})
@@ -226,7 +226,7 @@ def test_a_closed_socket(make_pool: MakePool) -> None:
     connection = pool.get_connection()
     connection._force_close()
     connection.close()
-    assert connection.thread_id() != session_lent_next(pool)
+    assert connection.server_thread_id[0] != session_lent_next(pool)
 
 
 def test_a_connection_reopened_by_hand(make_pool: MakePool, admin: Admin, database: str) -> None:
@@ -235,8 +235,8 @@ def test_a_connection_reopened_by_hand(make_pool: MakePool, admin: Admin, databa
     with pool.connection() as connection:
         connection._force_close()
         connection.connect()
-        assert connection.execute_query("select connection_id()") == ((connection.thread_id(),),)
-    assert connection.thread_id() != session_lent_next(pool)
+        assert connection.execute_query("select connection_id()") == ((connection.server_thread_id[0],),)
+    assert connection.server_thread_id[0] != session_lent_next(pool)
     eventually(lambda: len(sessions(admin, database)) == 1)
 
 
@@ -255,7 +255,7 @@ def test_a_broken_connection_goes_to_the_bottom(make_pool: MakePool) -> None:
     with pool.connection() as resting:
         end_block_by(pool, InterfaceError("why"))
     for _ in range(3):
-        assert resting.thread_id() == session_lent_next(pool)
+        assert resting.server_thread_id[0] == session_lent_next(pool)
     assert pool.total_num == 1
 
 
@@ -309,7 +309,7 @@ def test_returning_twice_returns_once(make_pool: MakePool, first: str) -> None:
         with connection:
             pass
     with pool.connection() as other:
-        assert other.thread_id() == connection.thread_id()
+        assert other.server_thread_id[0] == connection.server_thread_id[0]
         connection.close()
         pool.put_connection(connection)
         assert pool.size() == 1
@@ -358,7 +358,7 @@ def test_what_a_borrower_sets_on_its_handle_goes_with_it(make_pool: MakePool) ->
         del connection.encoders[set]
         connection.decoders.clear()
         connection._connect_attrs["me"] = "me"
-        session = connection.thread_id()
+        session = connection.server_thread_id[0]
         connection.close()
         assert session == session_lent_next(pool)
 

@@ -658,7 +658,7 @@ def test_alone_what_only_an_open_connection_has_is_missing() -> None:
     errors = []
     for connection_class in (pymysql.connections.Connection, Connection):
         with pytest.raises(AttributeError) as raised:
-            connection_class(defer_connect=True).thread_id()
+            connection_class(defer_connect=True).server_thread_id[0]
         errors.append(str(raised.value))
     assert errors[0] == errors[1] == "'Connection' object has no attribute 'server_thread_id'"
 

@@ -1,0 +1,64 @@
+"""What of PyMySQL's inner parts this package stands on: the same in all its releases from 1.0.2 to 1.2.4."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pymysql.connections
+
+if TYPE_CHECKING:
+
+    class PyMySQLConnection(pymysql.connections.Connection):
+        """PyMySQL's connection, with the types of its private parts."""
+
+        _sock: Any
+        _rfile: Any
+        _result: Any
+        _next_seq_id: int
+        _read_timeout: float | None
+        _write_timeout: float | None
+        _current_timeout: float | None
+        _connect_attrs: dict[str, str]
+        connect_timeout: float
+        ssl: bool
+        ctx: Any
+        server_capabilities: int
+        server_thread_id: tuple[int]
+        server_status: int
+        collation: str | None
+        _is_tracked: bool  # ours
+        db: bytes | None
+
+        def _create_ssl_ctx(self, sslp: Any) -> Any: ...
+        def _execute_command(self, command: int, sql: str | bytes) -> None: ...
+        def _force_close(self) -> None: ...
+        def _read_ok_packet(self) -> Any: ...
+        def _read_packet(self, packet_type: Any = ...) -> Any: ...
+        def _read_query_result(self, unbuffered: bool = ...) -> int: ...
+        def _write_bytes(self, data: bytes) -> None: ...
+        def get_server_info(self) -> str: ...  # noqa: D102  PyMySQL's
+
+    class PyMySQLResult(pymysql.connections.MySQLResult):
+        """The same of its results."""
+
+        connection: Any
+        has_next: Any
+        server_status: Any
+        unbuffered_active: bool
+
+        def _read_load_local_packet(self, first_packet: Any) -> None: ...
+        def _read_rowdata_packet_unbuffered(self) -> Any: ...
+        def _finish_unbuffered_query(self) -> None: ...
+else:
+    PyMySQLConnection = pymysql.connections.Connection
+    PyMySQLResult = pymysql.connections.MySQLResult
+
+#: COM_RESET_CONNECTION, for which PyMySQL has no name: MySQL from 5.7.3 and MariaDB from 10.2.4 on. It undoes
+#: transaction, locks, variables, temporary tables and prepared statements, sets character set, autocommit, sql_mode and
+#: tracking to the server's defaults, and keeps the database and the role.
+#: https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_reset_connection.html
+COM_RESET_CONNECTION = 0x1F
+
+#: The bit of the server status with which the session tracker says that a statement has changed the session.
+#: https://dev.mysql.com/doc/dev/mysql-server/latest/mysql__com_8h.html SERVER_SESSION_STATE_CHANGED
+SERVER_SESSION_STATE_CHANGED = 0x4000
