@@ -104,7 +104,8 @@ class Connection(Wire, pymysql.connections.Connection):
         """
         if self._place is None or self._place.is_of_parent:
             self._check_lent()
-        return with_shorthands(super().cursor(cursor))
+        made_by: Any = cursor or self.cursorclass
+        return with_shorthands(made_by)(self) if isinstance(made_by, type) else made_by(self)
 
     def execute_query(
         self, query: str, args: Any = (), dictcursor: bool = False, return_one: bool = False, exec_many: bool = False

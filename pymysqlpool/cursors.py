@@ -47,29 +47,31 @@ class _OfBlock:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
 
-def with_shorthands(cursor: Any) -> Any:
-    """`cursor`, of whatever class, with the short-hands."""
-    return _extended(cursor, "_pymysqlpool_with_shorthands", (), (Shorthands,))
+def with_shorthands(cursorclass: Any) -> Any:
+    """`cursorclass`, with the short-hands."""
+    if issubclass(cursorclass, Shorthands):
+        return cursorclass
+    return _BUILT_IN.get(cursorclass) or _subclass(cursorclass, "_pymysqlpool_with_shorthands", cursorclass, Shorthands)
+
+
+_BUILT_IN = {pymysql.cursors.Cursor: Cursor, pymysql.cursors.DictCursor: DictCursor}
 
 
 def of_block(cursor: Any) -> Any:
     """`cursor`, of whatever class, as the cursor of a block."""
-    return _extended(cursor, "_pymysqlpool_of_block", (_OfBlock,), (Shorthands,))
-
-
-def _extended(cursor: Any, attribute: str, before: tuple[type, ...], behind: tuple[type, ...]) -> Any:
-    """Give `cursor` a subclass of its class, which that class keeps as an attribute: so both can be collected."""
     cls = type(cursor)
-    extended = vars(cls).get(attribute)
-    if extended is None:
-        behind = tuple(base for base in behind if not issubclass(cls, base))
-        if not (before or behind):
-            return cursor
+    with contextlib.suppress(TypeError):  # of another layout: it does not answer for its connection
+        cursor.__class__ = _subclass(cls, "_pymysqlpool_of_block", _OfBlock, cls)
+    return cursor
+
+
+def _subclass(cls: Any, attribute: str, *bases: type) -> Any:
+    """A class made of `bases`, which `cls` keeps as an attribute: so a class made on the fly can be collected."""
+    made = vars(cls).get(attribute)
+    if made is None:
         body = {"__doc__": cls.__doc__, "__module__": cls.__module__, "__slots__": ()}
         metaclass: Any = type(cls)
-        extended = metaclass(cls.__name__, (*before, cls, *behind), body)
+        made = metaclass(cls.__name__, bases, body)
         with contextlib.suppress(TypeError):  # a class of C, which takes no attribute
-            setattr(cls, attribute, extended)
-    with contextlib.suppress(TypeError):  # of another layout
-        cursor.__class__ = extended
-    return cursor
+            setattr(cls, attribute, made)
+    return made

@@ -42,10 +42,6 @@ class Place:
         self.is_of_parent = False
         self.record = Record(self, when_dead)
 
-    def is_given_up(self) -> bool:
-        """Whether the collector has found that nothing refers to it: a finalizer that still uses it can't return it."""
-        return self.record.place() is None
-
 
 class Record:
     """What a pool knows of a place. It outlives the place, and is followed by the record of the place's heir."""

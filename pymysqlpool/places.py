@@ -56,7 +56,8 @@ class Places(FairQueue["Connection"]):
         So that a borrower who writes hardly ever waits for a reset.
         """
         queue = self.queue
-        if _is_ready(queue[-1]):
+        place = queue[-1]._place
+        if place is None or place.session is None or place.session.pending is None or _is_ready(queue[-1]):
             return queue.pop()
         for index in range(2, len(queue) + 1):
             try:

@@ -129,7 +129,7 @@ class ConnectionPool:
 
     # Borrow
 
-    def get_connection(
+    def get_connection(  # noqa: C901  one for each way in which it ends
         self,
         timeout: float | None = 1,
         retry_num: int = 1,
@@ -146,7 +146,24 @@ class ConnectionPool:
         Raises `GetConnectionFromPoolError` when the time is over, `PoolClosedError` when the pool is closed, and
         PyMySQL's own error when the server can't be reached.
         """
-        connection = self._get_in_time(timeout, retry_num, retry_interval)
+        if retry_interval is not None:
+            timeout = retry_interval
+        if timeout != 1 or retry_num != 1:
+            _check_wait("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
+        try:
+            # A retry is so long again, at the same position in the line.
+            connection = self._pool.get(True, timeout and float(timeout) * (1 + retry_num))
+        except LineTooLong:
+            raise self._exhausted(
+                f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
+            ) from None
+        except queue.Empty:
+            error = self._exhausted(f"within {timeout}*{retry_num + 1} second(s)")
+            if self._last_failure is not None:
+                raise error from self._last_failure
+            raise error  # noqa: B904  while handling queue.Empty, as ever
+        except QueueClosed:
+            raise PoolClosedError(f"pool({self.name}) is closed") from None
         try:
             place = connection._place
             now = monotonic()
@@ -163,27 +180,6 @@ class ConnectionPool:
             self._give_up(connection)
             raise
         return connection
-
-    def _get_in_time(self, timeout: float | None, retry_num: int, retry_interval: float | None) -> Connection:
-        """A connection from the queue, or the error that tells why there is none."""
-        if retry_interval is not None:
-            timeout = retry_interval
-        if timeout != 1 or retry_num != 1:
-            _check_wait("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
-        try:
-            # A retry is so long again, at the same position in the line.
-            return self._pool.get(True, timeout and float(timeout) * (1 + retry_num))
-        except LineTooLong:
-            raise self._exhausted(
-                f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
-            ) from None
-        except queue.Empty:
-            error = self._exhausted(f"within {timeout}*{retry_num + 1} second(s)")
-            if self._last_failure is not None:
-                raise error from self._last_failure
-            raise error  # noqa: B904  while handling queue.Empty, as ever
-        except QueueClosed:
-            raise PoolClosedError(f"pool({self.name}) is closed") from None
 
     @contextlib.contextmanager
     def connection(
@@ -205,7 +201,7 @@ class ConnectionPool:
         place = connection._place
         session = place.session
         if session is not None:
-            if session.has_expired(now):
+            if now >= session.expires_at:
                 session.quit()
             elif self._is_alive(connection, session, now, pre_ping=pre_ping):
                 return connection
@@ -240,7 +236,7 @@ class ConnectionPool:
             with connection._timeouts(connection.connect_timeout):
                 session = self._opener.open(connection)
             self._template.remember(session, connection, before)
-            session.rest(monotonic(), monotonic() + self._ping_after)
+            session.check_at = session.idle_since + self._ping_after
             place.session = session
         except BaseException as error:
             if isinstance(error, MySQLError):
@@ -355,16 +351,20 @@ class ConnectionPool:
         session = place.session
         if session is None or not handle._let_go(session):  # lost, or in the middle of a reply
             connection = self._recreate(place, session and session.abandon)
-        elif handle._is_broken or session.has_expired(now) or self._is_beyond_reset(session, handle):
+        elif (
+            handle._is_broken or now >= session.expires_at or (handle._left and self._is_beyond_reset(session, handle))
+        ):
             connection = self._recreate(place, session.quit)
         else:
-            connection = self._reuse(place, session, handle, error)
-        if place.is_given_up():
-            hang_up(connection)  # a finalizer returns what the collector has found before
+            session.idle_since = now
+            session.check_at = now + self._ping_after
+            if handle._left or handle._may_be_in_transaction:
+                connection = self._reuse(place, session, handle, error)
+            else:
+                connection = self._template.successor(place, handle._current_timeout)
+        if place.record.place() is None:
+            hang_up(connection)  # the collector has given it up, and then a finalizer returns it
             return
-        session = place.session
-        if session is not None:
-            session.rest(now, now if session.is_to_be_looked_at() else now + self._ping_after)
         loan = place.loan
         loan.borrower = None
         if loan.was_warned_of:
@@ -387,7 +387,7 @@ class ConnectionPool:
         return reset is not None and handle._left >= DIRTY and (handle._left == LOST or bool(reset.server.kept))
 
     def _reuse(self, place: Place, session: Session, handle: Connection, error: BaseException | None) -> Connection:
-        """A connection with the same session, and what undoes the borrower's doing on its way to the server."""
+        """A connection with the same session, and on its way to the server what undoes what the borrower has left."""
         commands = None
         if handle._left >= DIRTY and session.reset is not None:
             commands = session.reset.commands(with_database=handle._left == DOUBTFUL)
@@ -401,6 +401,8 @@ class ConnectionPool:
                 connection._send(session, commands)
             except MySQLError:
                 return self._recreate(place, session.abandon)
+            if session.is_to_be_looked_at():
+                session.check_at = session.idle_since
         return connection
 
     def _recreate(self, place: Place, close: Callable[[], None] | None) -> Connection:

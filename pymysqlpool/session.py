@@ -94,15 +94,6 @@ class Session:
         #: How it is reset; None where the pool does not reset.
         self.reset: Reset | None = None
 
-    def has_expired(self, now: float) -> bool:
-        """Whether it is too old to be lent."""
-        return now >= self.expires_at
-
-    def rest(self, now: float, check_at: float) -> None:
-        """It is idle from `now` on."""
-        self.idle_since = now
-        self.check_at = check_at
-
     # Reset
 
     def owes_replies(self) -> bool:

@@ -140,9 +140,14 @@ class Wire(PyMySQLConnection):
             self._check_lent()
         if isinstance(sql, str):
             sql = sql.encode(self.encoding)
-        if token != [WHOLE]:
-            self._read_rest()
-        self._take_token()
+        try:
+            if token.pop() is UNREAD:
+                token.append(UNREAD)
+                self._read_rest()
+                token.pop()
+        except IndexError:
+            raise self._in_use() from None
+        self._user = get_ident()
         self._statement = sql
         self._leaves = leaves = left_by(command, sql, self.encoding)
         session: Any = place.session

@@ -27,7 +27,7 @@ def plain(connection: Any) -> Any:
     """A plain PyMySQL connection on the session of one that is a subclass of it."""
     pymysql = importlib.import_module("pymysql")
     # Some attributes are made when they are first asked for.
-    late = {name: getattr(connection, name) for name in getattr(connection, "_pristine", ())}
+    late = {name: getattr(connection, name) for name in getattr(connection, "_originals", ())}
     raw = object.__new__(pymysql.connections.Connection)
     raw.__dict__.update(vars(connection), **late)
     return raw
