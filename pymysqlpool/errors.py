@@ -14,7 +14,8 @@ class PoolError(Error):
 class GetConnectionFromPoolError(PoolError, OperationalError):
     """No connection came free in time.
 
-    `holders` tells who has them: a list of dicts with `thread` (name), `seconds` (held so far), `file` and `line`.
+    `holders` tells who has them: a list of dicts with `thread` (name), `alive` (whether it still runs), `seconds` (held
+    so far), `file` and `line` of the borrow, and `opening` (True) while the connection is being opened.
     """
 
     holders: list[dict[str, Any]]

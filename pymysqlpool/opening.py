@@ -70,12 +70,12 @@ class Opener:
         return session
 
     def _make_reset(self, connection: PyMySQLConnection) -> Reset:
-        if connection.init_command is not None and connection.autocommit_mode is not True:
-            connection.commit()  # as where it has begun a transaction, whose snapshot would grow old
         identity, database, role = _ask(connection)
         server = self._servers.get(identity)
         if server is None:
             server = self._servers.setdefault(identity, Server(self._pool_name, _session_variables(connection)))
+        if not connection.get_autocommit():
+            connection.commit()  # `init_command`, or a question here, may have begun a transaction with its snapshot
         return Reset(server, connection, database=database, role=role)
 
 
@@ -108,6 +108,8 @@ class Server:
                 settings.append(setting)
         self.kept = tuple(self._changed_in(connection)) if settings else ()
         self.settings = tuple(settings)
+        if not connection.get_autocommit():
+            connection.commit()  # the questions may have begun a transaction with its snapshot
         if self.kept:
             logger.warning(
                 "pool(%s): a reset does not restore %s on this server: its sessions are replaced instead of reset",

@@ -42,6 +42,11 @@ class Place:
         self.is_of_parent = False
         self.record = Record(self, when_dead)
 
+    def __del__(self) -> None:
+        # Here, as the collector runs the finalizers of what is older first, and the socket's warns where it is open.
+        if self.session is not None:
+            self.session.close()
+
 
 class Record:
     """What a pool knows of a place. It outlives the place, and is followed by the record of the place's heir."""
