@@ -101,12 +101,13 @@ class Server:
         Raises PyMySQL's error where the session is lost.
         """
         settings = []
-        for name, value in self._changed_in(connection).items():
+        changed = self._changed_in(connection)
+        for name, value in changed.items():
             setting = f"SESSION {name} = {_literal(connection, value)}"
             with contextlib.suppress(DatabaseError):
                 connection.query(f"SET {setting}")
                 settings.append(setting)
-        self.kept = tuple(self._changed_in(connection)) if settings else ()
+        self.kept = tuple(self._changed_in(connection)) if changed else ()
         self.settings = tuple(settings)
         if not connection.get_autocommit():
             connection.commit()  # the questions may have begun a transaction with its snapshot

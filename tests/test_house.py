@@ -1,0 +1,248 @@
+"""What can strike a place, a block or a reset: collectors, other threads, subclasses, servers that differ."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import threading
+from collections import OrderedDict
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pymysql
+import pytest
+from helpers import one_thread, session_of
+from pymysql.constants import CLIENT
+from pymysql.cursors import Cursor
+
+import pymysqlpool
+from pymysqlpool import ConnectionPool, PoolClosedError, PoolError, ReturnConnectionToPoolError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helpers import Admin, MakePool
+
+
+# A place
+
+
+class ReturnsLate:
+    """In a cycle, and returns its connection when the collector finds it."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self.connection = pool.get_connection()
+        self.me = self
+
+    def __del__(self) -> None:
+        self.connection.close()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_place_that_was_given_up_does_not_come_back(make_pool: MakePool) -> None:
+    """A finalizer that returns a connection which the collector has found makes no place more."""
+    pool = make_pool(size=2)
+    for _ in range(10):
+        ReturnsLate(pool)
+        gc.collect()
+        assert pool.size() == 2
+        connections = [pool.get_connection(timeout=0) for _ in range(2)]
+        assert len({session_of(connection) for connection in connections}) == 2
+        with pytest.raises(pymysqlpool.GetConnectionFromPoolError):
+            pool.get_connection(timeout=0)
+        for connection in connections:
+            connection.close()
+
+
+def test_an_opener_whose_pool_is_closed_is_told_so(make_pool: MakePool) -> None:
+    """Who opens a connection is a holder, and gets PoolClosedError where the pool is closed meanwhile."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(pymysqlpool.Connection):
+        def connect(self, sock: Any = None) -> None:
+            begun.set()
+            assert go_on.wait(30)
+            super().connect(sock)
+
+    pool = make_pool(size=1, pre_create_num=0, connection_class=Slow)
+    with one_thread() as thread:
+        opening = thread.submit(pool.get_connection)
+        assert begun.wait(30)
+        [loan] = pool._pool.borrows()
+        assert (loan.as_data() or {})["opening"] is True
+        assert pool.close() == 1
+        go_on.set()
+        with pytest.raises(PoolClosedError):
+            opening.result()
+    assert pool.close(timeout=10) == 0
+
+
+# A block
+
+
+def test_the_halves_of_generators_end_their_own_blocks(make_pool: MakePool, admin: Admin, database: str) -> None:
+    """Two generators that are begun in one thread and ended in another's order have a session and an end each."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"create table {database}.t (n int) engine=innodb")
+    pool = make_pool(size=3)
+    handle = pool.get_connection()
+
+    def request() -> Any:
+        with handle as cur:
+            yield cur
+
+    with one_thread() as first, one_thread() as second:
+        good, bad = request(), request()
+        cur, other = first.submit(next, good).result(), first.submit(next, bad).result()
+        assert session_of(cur.connection) != session_of(other.connection)
+        cur.execute("insert into t values (1)")
+        other.execute("insert into t values (2)")
+        with pytest.raises(ZeroDivisionError):
+            second.submit(bad.throw, ZeroDivisionError()).result()
+        assert second.submit(next, good, "ended").result() == "ended"
+    with admin.cursor() as cursor:
+        cursor.execute(f"select n from {database}.t")
+        assert cursor.fetchall() == ((1,),)
+    assert pool.size() == 3
+
+
+def test_an_end_that_can_not_be_told_commits_nothing(make_pool: MakePool, admin: Admin, database: str) -> None:
+    """Where ExitStack ends a block and it could be either of two, both are rolled back and returned, in words."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"create table {database}.t (n int) engine=innodb")
+    pool = make_pool(size=3)
+    handle = pool.get_connection()
+
+    def begin(number: int) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(handle).execute(f"insert into t values ({number})")
+        return stack
+
+    with one_thread() as first, one_thread() as second:
+        stacks = [first.submit(begin, 1).result(), second.submit(begin, 2).result()]
+    with pytest.raises(PoolError, match="2 blocks on this connection could end here"):
+        stacks[0].close()
+    with pytest.raises(PoolError, match="no block"):
+        stacks[1].close()
+    with admin.cursor() as cursor:
+        assert cursor.execute(f"select n from {database}.t") == 0
+    assert pool.size() == 3
+
+
+def test_a_block_leaves_no_cycle(make_pool: MakePool) -> None:
+    """What a block has read is gone with the last reference to it, without the collector."""
+    pool = make_pool(size=1)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(3):
+            with pool.get_connection() as cur:
+                cur.execute("select 1")
+            del cur
+        gc.collect()
+        assert [each for each in gc.garbage if isinstance(each, pymysqlpool.Connection)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+# Subclasses and cursors
+
+
+def test_what_a_subclass_sets_is_each_connections_own(make_pool: MakePool) -> None:
+    """Where a subclass has an `__init__` it is run for each object; what `connect()` sets is copied."""
+
+    class Mine(pymysqlpool.Connection):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.nested: OrderedDict[str, list[int]] = OrderedDict(a=[])
+
+        def connect(self, sock: Any = None) -> None:
+            super().connect(sock)
+            self.seen: list[int] = []
+
+    pool = make_pool(size=2, connection_class=Mine)
+    for _ in range(2):
+        one, other = pool.get_connection(), pool.get_connection()
+        assert one.nested == other.nested == {"a": []}
+        assert one.seen == other.seen == []
+        one.nested["a"].append(1)
+        one.seen.append(1)
+        assert (other.nested, other.seen) == ({"a": []}, [])
+        assert getattr(one, "ctx", None) is getattr(other, "ctx", None)
+        one.close()
+        other.close()
+
+
+def test_cursors_as_with_pymysql(make_pool: MakePool) -> None:
+    """A function makes a cursor as with PyMySQL, and a cursor class's own `__getattr__` and `db_query` stay."""
+
+    class Mine(Cursor):
+        def __getattr__(self, name: str) -> Any:
+            if name == "colour":
+                return "blue"
+            raise AttributeError(name)
+
+        def db_query(self, query: str) -> str:
+            return f"mine: {query}"
+
+    pool = make_pool(size=1, cursorclass=Mine)
+    with pool.get_connection() as cur:
+        assert (cur.colour, cur.db_query("x")) == ("blue", "mine: x")
+        assert cur.get_autocommit() is False
+        assert type(cur.connection.cursor(functools.partial(Cursor))) is Cursor
+
+
+def test_a_returned_connection_has_no_thread_id(make_pool: MakePool) -> None:
+    """`thread_id()` of a returned connection could be another borrower's: it is refused."""
+    connection = make_pool(size=1).get_connection()
+    assert connection.thread_id() == session_of(connection)
+    connection.close()
+    with pytest.raises(ReturnConnectionToPoolError):
+        connection.thread_id()
+
+
+# The server
+
+
+def test_what_a_reset_does_not_restore_is_restored(make_pool: MakePool) -> None:
+    """What came of the client's flags, and a reset forgets, is set again."""
+    pool = make_pool(size=1, client_flag=CLIENT.IGNORE_SPACE)
+    mode = pool.get_connection().execute_query("select @@sql_mode")
+    assert "IGNORE_SPACE" in mode[0][0]
+    for _ in range(3):
+        with pool.get_connection() as cur:
+            assert cur.db_query("select @@sql_mode") == mode
+            cur.execute("set @v = 1")
+
+
+def test_a_server_whose_resets_do_not_restore_all(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a variable can't be restored sessions are replaced, and a warning names it once."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    connection._place.session.reset.server._variables["version_comment"] = "another"
+    connection.execute_query("set @v = 1")
+    connection.close()
+    sessions = set()
+    for _ in range(3):
+        with pool.get_connection() as cur:
+            [(session, left)] = cur.db_query("select connection_id(), @v")
+            assert left is None
+            sessions.add(session)
+            cur.execute("set @v = 1")
+    assert len(sessions) == 3
+    assert [record.message.count("version_comment") for record in caplog.records] == [1]
+
+
+def test_a_file_that_is_not_there_does_not_cost_the_session(make_pool: MakePool, database: str, tmp_path: Path) -> None:
+    """After LOAD DATA LOCAL of a file that is not there the connection goes on, as with PyMySQL."""
+    pool = make_pool(size=1, local_infile=True)
+    connection = pool.get_connection()
+    connection.query("create table t (n int)")
+    try:
+        connection.query(f"load data local infile '{tmp_path / 'none'}' into table t")
+    except pymysql.err.OperationalError as error:
+        if error.args[0] != 1017:
+            pytest.skip("this server does not take local files")
+    assert connection.execute_query("select 1") == ((1,),)
+    connection.close()
