@@ -120,7 +120,11 @@ class Server:
 
     def _changed_in(self, connection: PyMySQLConnection) -> dict[str, str]:
         found = _session_variables(connection)
-        return {name: value for name, value in self._variables.items() if found.get(name, value) != value}
+        return {
+            name: value
+            for name, value in self._variables.items()
+            if found.get(name, value) != value and _is_of_session(connection, name)
+        }
 
 
 class Reset:
@@ -240,6 +244,15 @@ def _ask(connection: PyMySQLConnection) -> tuple[object, str | None, str | None]
 
 def _session_variables(connection: PyMySQLConnection) -> dict[str, str]:
     return {name: value for name, value in _rows(connection, "SHOW SESSION VARIABLES") if name not in _VOLATILE}
+
+
+def _is_of_session(connection: PyMySQLConnection, variable: str) -> bool:
+    """Whether it is a session's, and not one of the server, which SHOW shows too and others may change meanwhile."""
+    try:
+        connection.query(f"SELECT @@SESSION.{variable}")
+    except DatabaseError:
+        return False
+    return True
 
 
 def _rows(connection: PyMySQLConnection, sql: str) -> Any:

@@ -390,9 +390,12 @@ class ConnectionPool:
         """A connection with the same session, and on its way to the server what undoes what the borrower has left."""
         commands = None
         if handle._left >= DIRTY and session.reset is not None:
-            commands = session.reset.commands(with_database=handle._left == DOUBTFUL)
-            if commands is not None and handle._may_be_in_transaction:
-                commands = ROLLBACK + commands  # a proxy may answer the reset itself
+            is_doubtful = handle._left == DOUBTFUL
+            commands = session.reset.commands(with_database=is_doubtful)
+            if commands is not None and (handle._may_be_in_transaction or is_doubtful):
+                # A proxy may answer the reset itself. Nor does a reset end an XA transaction that is prepared: MariaDB
+                # goes on half in it, and commits nothing any more. A ROLLBACK fails there, and costs the session.
+                commands = ROLLBACK + commands
         elif handle._may_be_in_transaction and (self.reset is not None or error is not None):
             commands = ROLLBACK
         connection = self._template.successor(place, handle._current_timeout)

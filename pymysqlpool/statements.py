@@ -8,7 +8,7 @@ from pymysql.constants import COMMAND
 
 #: How much a statement may leave in the session besides what the status of its reply tells, in rising order: nothing,
 #: as it only reads; nothing but a transaction, which it begins or ends; what a reset undoes; perhaps another database,
-#: which a reset keeps; what no reset undoes.
+#: which a reset keeps, or an XA transaction, which it damages; what no reset undoes.
 READS, TRANSACTION, DIRTY, DOUBTFUL, LOST = range(5)
 
 # All patterns are for statements in capitals. `re` compiles a pattern when it is first used, and keeps it: to compile
@@ -92,7 +92,7 @@ def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: 
         return TRANSACTION
     if _is_kept_by_reset(text):
         return LOST
-    return DOUBTFUL if _may_change_database(text) else DIRTY
+    return DOUBTFUL if _may_outlast_reset(text) else DIRTY
 
 
 def certainly_reads(command: int, sql: bytes) -> bool:
@@ -126,12 +126,17 @@ def _is_kept_by_reset(text: str) -> bool:
     )
 
 
-def _may_change_database(text: str) -> bool:
-    """Whether it may, also in code in a comment. What this misses the reset finds, and that costs the session."""
+def _may_outlast_reset(text: str) -> bool:
+    """Whether it may choose a database or prepare an XA transaction, also in code in a comment.
+
+    What this misses the reset finds, and that costs the session.
+    """
     return (
         "DATABASE" in text
         or "SCHEMA" in text
-        or ("USE" in text and re.search(r"(?:\b|/\*M?!\d*)USE\b", text) is not None)
+        or "CALL" in text
+        or "EXECUTE" in text
+        or (("USE" in text or "XA" in text) and re.search(r"(?:\b|/\*M?!\d*)(?:USE|XA)\b", text) is not None)
     )
 
 

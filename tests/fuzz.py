@@ -754,6 +754,8 @@ class Game:
         self.is_odd = False
         #: Whether COMMIT may do less than it should, so that its borrower has to be told by an error, which it was.
         self.is_vague = False
+        #: Whether any borrower so far has prepared an XA transaction.
+        self.has_prepared = False
         #: What rows may be committed after the return: one of these sets.
         self.expected: list[frozenset[int]] = []
         self.rows = 0
@@ -776,7 +778,8 @@ class Game:
 
     def borrow(self) -> None:
         """Borrow, do all that the round says, and return."""
-        self.is_odd = self.is_vague = False
+        self.is_odd = False
+        self.is_vague = self.has_prepared  # what a session that has yet to be closed has prepared looks written
         self.expected = []
         try:
             ENDINGS[self.round.ending](self)
@@ -793,6 +796,7 @@ class Game:
         if self.round.in_line or self.pool.size() != self.trial.size:
             gc.collect()
         if any("xa prepare" in step.text.lower() for step in self.round.steps):
+            self.has_prepared = True
             self.world.roll_back_prepared()
 
     def borrowed(self) -> Any:
