@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pymysql.connections
 from pymysql.constants import CLIENT
 from pymysql.cursors import DictCursor
-from pymysql.err import MySQLError
+from pymysql.err import InterfaceError, MySQLError
 
 from . import block
-from .cursors import with_shorthands
+from .cursors import run, with_shorthands
 from .log import logger
 from .wire import UNREAD, WHOLE, Wire
 
@@ -113,13 +113,11 @@ class Connection(Wire, pymysql.connections.Connection):
         """Run one query as a block of its own, or as part of the block that it is called in, and return its rows.
 
         All rows, `()` for none; with `return_one` one row, or None. `dictcursor` makes dicts of them.
-        `args` are formatted into the query as PyMySQL does; with `exec_many` it is run for each of them.
+        `args`, a tuple, list or dict, are formatted into the query, as PyMySQL does: a percent sign is written %%
+        unless they are None. With `exec_many` the query is run for each of them.
         """
         with self._unit_of_work() as connection, connection.cursor(DictCursor if dictcursor else None) as cursor:
-            if exec_many:
-                cursor.executemany(query, args)
-            else:
-                cursor.execute(query, args)
+            run(cursor, query, args, exec_many=exec_many)
             if cursor.description is None:
                 return None if return_one else ()
             return cursor.fetchone() if return_one else cursor.fetchall() or ()
@@ -177,7 +175,7 @@ class Connection(Wire, pymysql.connections.Connection):
                 )
             self._pool._take_back(self)
 
-    def _let_go(self, session: Session) -> bool:
+    def _let_go(self, session: Session | None) -> bool:
         """Give up the session, and return whether it can be lent again: no reply of it is left unread."""
         if self._token == [UNREAD]:
             self._read_rest_that_has_come()
@@ -185,7 +183,8 @@ class Connection(Wire, pymysql.connections.Connection):
             is_whole = self._token.pop() is WHOLE  # type: ignore[union-attr]  # takes the token from every thread
         except (AttributeError, IndexError):  # the first: interrupted in connect()
             is_whole = False
-        if self._sock is not session.sock:  # PyMySQL drops a socket that has failed; or it was reconnected by hand
+        # PyMySQL drops a socket that has failed; or it was reconnected by hand.
+        if session is None or self._sock is not session.sock:
             is_whole = False
             with contextlib.suppress(pymysql.err.Error):
                 super().close()
@@ -310,7 +309,14 @@ class Template:
         self._original._connect_attrs["_pid"] = str(os.getpid())
 
     def _initialize(self, connection: Connection) -> None:
-        connection.__init__(**self._kwargs, defer_connect=True)  # type: ignore[misc]
+        try:
+            connection.__init__(**self._kwargs, defer_connect=True)  # type: ignore[misc]
+        except InterfaceError as error:
+            if error.args != (0, ""):
+                raise
+            raise InterfaceError(
+                0, f"{self._class.__name__}.__init__ runs before the connection is opened: use init_command= for that"
+            ) from error
         connection.kwargs = self._kwargs.copy()
         connection.client_flag |= CLIENT.SESSION_TRACK
 

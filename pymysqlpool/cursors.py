@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import pymysql.cursors
@@ -13,16 +14,36 @@ class Shorthands:
 
     def db_query(self: Any, query: str, args: Any = ()) -> Any:
         """Run `query` and return all its rows."""
-        self.execute(query, args)
+        run(self, query, args)
         return self.fetchall()
 
     def db_modify(self: Any, query: str, args: Any = (), exec_many: bool = False) -> dict[str, int]:
         """Run `query`, for each element of `args` with `exec_many`, and return `rowcount` and `lastrowid`."""
-        if exec_many:
-            self.executemany(query, args)
-        else:
-            self.execute(query, args)
+        run(self, query, args, exec_many=exec_many)
         return {"rowcount": self.rowcount, "lastrowid": self.lastrowid}
+
+
+def run(cursor: Any, query: str, args: Any, *, exec_many: bool = False) -> None:
+    """Run `query` for a method of this package that the user has called: warnings are for the line of that call."""
+    if exec_many:
+        cursor.executemany(query, args)
+        return
+    if not (args is None or isinstance(args, (tuple, list, dict))):
+        # As PyMySQL has it, whose own warning would point here.
+        warnings.warn(
+            "a single argument is deprecated: put it into a tuple, as in (value,)", DeprecationWarning, stacklevel=3
+        )
+        args = (args,)
+    try:
+        cursor.execute(query, args)
+    except (TypeError, ValueError, pymysql.err.ProgrammingError) as error:
+        reason = error.args[0] if error.args else None
+        if args != () or "format" not in str(reason):
+            raise
+        raise type(error)(
+            f"{reason}: the arguments, even none, are formatted into the query; write %% for a percent sign, "
+            "or pass args=None"
+        ) from error
 
 
 class Cursor(pymysql.cursors.Cursor, Shorthands):

@@ -252,9 +252,9 @@ class ConnectionPool:
     def _replace_session(self, connection: Connection) -> None:
         """Give a borrowed connection another session: its own has turned out not to be clean before it was used."""
         place = connection._place
-        if place.session is not None:
-            place.session.abandon()
-            place.session = None
+        session: Any = place.session
+        place.session = None
+        session.abandon()
         connection._force_close()
         other = self._template.copy(place)
         other._pool = self
@@ -349,7 +349,7 @@ class ConnectionPool:
             handle._note(error)
         now = monotonic()
         session = place.session
-        if session is None or not handle._let_go(session):  # lost, or in the middle of a reply
+        if not handle._let_go(session) or session is None:  # lost, or in the middle of a reply
             connection = self._recreate(place, session and session.abandon)
         elif (
             handle._is_broken or now >= session.expires_at or (handle._left and self._is_beyond_reset(session, handle))

@@ -75,8 +75,9 @@ class _Result(PyMySQLResult):
 
     def _finish_unbuffered_query(self) -> None:
         # Called by finalizers, too, which could tell nobody of an error: what is left unread is closed at the return.
+        # In PyMySQL 1.0 a result whose query has failed is active for ever, and not the connection's.
         connection = self.connection
-        if self.unbuffered_active and connection._token and connection._has_session():
+        if self.unbuffered_active and connection._result is self and connection._token and connection._has_session():
             connection._begin_reading()
             super()._finish_unbuffered_query()
             if not connection._token:  # else an error packet has ended it
@@ -153,7 +154,8 @@ class Wire(PyMySQLConnection):
         session: Any = place.session
         if command == COMMAND.COM_QUERY:
             self._may_be_in_transaction = True
-            if leaves < DIRTY and not session.is_trusted:
+            # None: it was lost, and perhaps reconnected by hand.
+            if leaves < DIRTY and (session is None or not session.is_trusted):
                 leaves = DIRTY
         self._left = max(self._left, leaves)
         if session is not None and session.pending is not None:

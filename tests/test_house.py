@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import pymysql
 import pytest
-from helpers import one_thread, session_of
-from pymysql.constants import CLIENT
-from pymysql.cursors import Cursor
+from helpers import eventually, one_thread, session_of
+from proxy import Proxy
+from pymysql.constants import CLIENT, COMMAND
+from pymysql.cursors import Cursor, SSCursor
 
 import pymysqlpool
 from pymysqlpool import ConnectionPool, PoolClosedError, PoolError, ReturnConnectionToPoolError
+from pymysqlpool.session import to_commands
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from helpers import Admin, MakePool
+    from server import Server
 
 
 # A place
@@ -260,3 +263,100 @@ def test_a_file_that_is_not_there_does_not_cost_the_session(make_pool: MakePool,
             pytest.skip("this server does not take local files")
     assert connection.execute_query("select 1") == ((1,),)
     connection.close()
+
+
+def test_a_prepared_xa_transaction_costs_its_session(make_pool: MakePool, admin: Admin, database: str) -> None:
+    """No reset ends it; the next borrower gets a session that is in no part of it, and commits."""
+    pool = make_pool(size=1, autocommit=True)
+    with admin.cursor() as other:
+        other.execute(f"create table {database}.t (n int) engine=innodb")
+        xid = f"'{database}'"
+        with pool.get_connection() as cur:
+            for statement in (f"xa start {xid}", "insert into t values (1)", f"xa end {xid}", f"xa prepare {xid}"):
+                cur.execute(statement)
+            cur.execute("set @v = 1")
+            cur.connection._may_be_in_transaction = False  # as a procedure's last status may have it
+        try:
+            with pool.get_connection() as cur:
+                cur.execute("insert into t values (2)")
+            other.execute(f"select * from {database}.t")
+            assert other.fetchall() == ((2,),)
+        finally:
+            eventually(lambda: other.execute(f"xa rollback {xid}") == 0)
+
+
+def test_a_failing_unbuffered_query_is_over(make_pool: MakePool) -> None:
+    """What is left of it reads nothing of a later reply."""
+    connection = make_pool(size=1).get_connection()
+    cursor = connection.cursor(SSCursor)
+    with pytest.raises(pymysql.err.ProgrammingError):
+        cursor.execute("select from")
+    failed = cursor._result
+    other = connection.cursor(SSCursor)
+    other.execute("select 1 union all select 2")
+    del failed, cursor
+    gc.collect()
+    assert other.fetchall() in ([(1,), (2,)], ((1,), (2,)))
+    assert connection.execute_query("select 3") == ((3,),)
+
+
+def test_a_replacement_that_fails_leaves_a_place_to_be_opened(make_pool: MakePool, server: Server) -> None:
+    """The borrower gets PyMySQL's error, may connect again by hand, and the place comes back."""
+    with Proxy(server.host, server.port) as proxy:
+        pool = make_pool(size=1, autocommit=True, host=proxy.host, port=proxy.port, ssl_disabled=True)
+        for reconnects in (False, True):
+            pool.get_connection().execute_query("do 1")  # has a reset pending
+            connection = pool.get_connection()
+            connection._place.session.pending = to_commands((COMMAND.COM_PING, b""))  # whose reply never comes
+            proxy.refuse = True
+            proxy.cut()
+            with pytest.raises(pymysql.err.OperationalError, match=r"2003|2013"):
+                connection.query("do 1")
+            with pytest.raises(pymysql.err.InterfaceError):
+                connection.query("do 1")
+            proxy.refuse = False
+            if reconnects:
+                connection.connect()
+                assert connection.execute_query("select 1") == ((1,),)
+            connection.close()
+            eventually(lambda: proxy.connections == 0)
+            assert pool.get_connection().execute_query("select 1") == ((1,),)
+
+
+# Words
+
+
+def test_a_query_in_the_init_of_a_connection_class(server: Server) -> None:
+    """Nothing is connected there yet, and the error says so."""
+
+    class Early(pymysqlpool.Connection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.query("set @v = 1")
+
+    with pytest.raises(pymysql.err.InterfaceError, match=r"Early\.__init__ runs before .* opened: use init_command"):
+        ConnectionPool(1, connection_class=Early, **server.connect_kwargs)
+
+
+def test_a_percent_sign_without_arguments(make_pool: MakePool) -> None:
+    """Even no arguments are formatted into the query; the error says how a percent sign is written."""
+    connection = make_pool(size=1).get_connection()
+    with connection as cur:
+        for ask in (cur.db_query, cur.db_modify, connection.execute_query):
+            with pytest.raises((TypeError, ValueError, pymysql.err.ProgrammingError), match=r"write %% .* args=None"):
+                ask("select 'a' like 'a%'")
+            ask("select 'a' like 'a%'", None)
+            ask("select 'a' like 'a%%'")
+        with pytest.raises(pymysql.err.ProgrammingError) as caught:  # the server's own, also where it tells of a format
+            cur.db_query("select format from")
+        assert caught.value.args[0] != 0
+
+
+def test_a_single_argument_is_deprecated_at_the_caller_s_line(make_pool: MakePool) -> None:
+    """As PyMySQL has it."""
+    connection = make_pool(size=1).get_connection()
+    with connection as cur:
+        for ask in (cur.db_query, connection.execute_query):
+            with pytest.warns(DeprecationWarning, match="a single argument is deprecated") as caught:
+                assert ask("select %s", 7) == ((7,),)
+            assert [warning.filename for warning in caught] == [__file__]
