@@ -93,6 +93,7 @@ class Block:
         connection = self.connection
         self._give_up_handles()
         pool: Any = connection._pool
+        connection._user = get_ident()  # which goes on with what another thread may have left unread
         try:
             if error is None:
                 cursor.close()  # which reads what it has left unread; after an error that could take for ever

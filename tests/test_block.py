@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable
 import pymysql
 import pytest
 from helpers import one_thread
-from pymysql.cursors import DictCursor, SSCursor
+from pymysql.cursors import Cursor, DictCursor, SSCursor
 from pymysql.err import ProgrammingError
 
 from pymysqlpool import Connection, ConnectionPool, GetConnectionFromPoolError, ReturnConnectionToPoolError
@@ -396,6 +397,34 @@ def test_a_generator_in_two_threads(
     block.__exit__(None, None, None)
     assert numbers() == [1]
     assert pool.size() == 1
+
+
+@pytest.mark.parametrize("statement", ["select 1 union all select 2", "call results()"])
+@pytest.mark.parametrize("cursor_class", [Cursor, SSCursor])
+def test_a_generator_in_two_threads_that_leaves_rows_unread(  # noqa: PLR0917 - fixtures
+    make_pool: MakePool, add: Add, numbers: Numbers, other_thread: ThreadPoolExecutor, statement: str, cursor_class: Any
+) -> None:
+    """The thread that ends the block reads the rest, and commits."""
+    pool = make_pool(size=1)
+    block = pool.connection()
+
+    def begin() -> Any:
+        connection = block.__enter__()
+        with connection.cursor() as cur:
+            cur.execute("drop procedure if exists results")
+            cur.execute("create procedure results() begin select 1; select 2; end")
+            add(cur, 1)
+        cur = connection.cursor(cursor_class)
+        cur.execute(statement)
+        return cur
+
+    left_open = other_thread.submit(begin).result()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyMySQL's, of the rows that are left
+        block.__exit__(None, None, None)
+    assert numbers() == [1]
+    assert pool.size() == 1
+    del left_open
 
 
 # close() outside a block
