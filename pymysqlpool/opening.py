@@ -161,8 +161,8 @@ class Reset:
         after: list[str] = []
         if role is not None and _is_mariadb(connection):
             settings.append(f"ROLE {role}")
-        elif role is not None:
-            after.append(f"SET ROLE {role}")  # MySQL has it as a statement of its own
+        elif role is not None:  # pragma: no cover  on MySQL, which has it as a statement of its own
+            after.append(f"SET ROLE {role}")
         if connection.init_command is not None:
             after.append(connection.init_command)
             after.append(f"SET autocommit = {final_autocommit}")
@@ -174,11 +174,9 @@ class Reset:
         self._built_for: tuple[str, ...] | None = ()
         self._plain, self._with_database = self._build(b"")
 
-    def commands(self, *, with_database: bool) -> Commands | None:
-        """The commands for it, to be written in one go; None where the server can't do it."""
+    def commands(self, *, with_database: bool) -> Commands:
+        """The commands for it, to be written in one go."""
         server = self.server
-        if server.kept:
-            return None
         if server.settings and server.settings is not self._built_for:
             self._built_for = server.settings
             self._plain, self._with_database = self._build(b"".join(b", " + each.encode() for each in server.settings))
@@ -237,7 +235,7 @@ def _ask(connection: PyMySQLConnection) -> tuple[object, str | None, str | None]
     identity = (hostname, port, connection.get_server_info(), connection.server_capabilities)
     if may_have_role != "1":
         role = None
-    elif _is_mariadb(connection):
+    elif _is_mariadb(connection):  # pragma: no branch  on MySQL it is a list already
         role = "NONE" if role is None else connection.escape(role)
     return identity, database, role
 

@@ -210,6 +210,8 @@ class ConnectionPool:
             place.session = None
             connection = self._template.copy(place)
         self._open(connection)
+        if self._pool.closed:  # meanwhile
+            raise PoolClosedError(f"pool({self.name}) is closed")
         return connection
 
     def _is_alive(self, connection: Connection, session: Session, now: float, *, pre_ping: bool) -> bool:
@@ -246,8 +248,6 @@ class ConnectionPool:
         finally:
             place.loan.is_opening = False
         self._last_failure = None
-        if self._pool.closed and connection._pool is None:  # closed meanwhile
-            raise PoolClosedError(f"pool({self.name}) is closed")
 
     def _replace_session(self, connection: Connection) -> None:
         """Give a borrowed connection another session: its own has turned out not to be clean before it was used."""
@@ -257,7 +257,6 @@ class ConnectionPool:
         session.abandon()
         connection._force_close()
         other = self._template.copy(place)
-        other._pool = self
         self._open(other)
         assert place.session is not None
         connection._adopt(place.session)
@@ -265,9 +264,7 @@ class ConnectionPool:
 
     def _give_up(self, connection: Connection) -> None:
         """Put a place back that was taken and could not be lent."""
-        place = vars(connection).pop("_place", None)
-        if place is None:
-            return
+        place: Place = vars(connection).pop("_place")
         place.loan.borrower = None
         session, place.session = place.session, None
         if session is not None:
@@ -392,7 +389,7 @@ class ConnectionPool:
         if handle._left >= DIRTY and session.reset is not None:
             is_doubtful = handle._left == DOUBTFUL
             commands = session.reset.commands(with_database=is_doubtful)
-            if commands is not None and (handle._may_be_in_transaction or is_doubtful):
+            if handle._may_be_in_transaction or is_doubtful:
                 # A proxy may answer the reset itself. Nor does a reset end an XA transaction that is prepared: MariaDB
                 # goes on half in it, and commits nothing any more. A ROLLBACK fails there, and costs the session.
                 commands = ROLLBACK + commands

@@ -169,8 +169,6 @@ class Wire(PyMySQLConnection):
         What certainly reads is written before they are read: where one is an error it is dropped with the session, and
         repeated on another. All else waits for them.
         """
-        if self._sock is None:
-            raise InterfaceError(0, "")
         repeats = self._leaves == READS and certainly_reads(command, sql)
         timeout = min(PING_TIMEOUT, self._read_timeout or PING_TIMEOUT)
         try:
@@ -201,9 +199,7 @@ class Wire(PyMySQLConnection):
     def _read_rest(self) -> None:
         """Read what is left unread of the last reply: as PyMySQL does, but before the token is taken."""
         result = self._result
-        if result is None or self._token != [UNREAD]:
-            return
-        if result.unbuffered_active:
+        if result is not None and result.unbuffered_active:
             if self._user != get_ident():
                 raise self._in_use()  # another thread is at these rows
             warnings.warn("Previous unbuffered result was left incomplete", stacklevel=5)

@@ -205,6 +205,10 @@ def test_a_waiter_that_never_left_the_line_holds_nobody_up(threads: ThreadPoolEx
     items._line[-1] = fairqueue.Waiter().reference
     items.put("one")
     assert items.get(timeout=0) == "one"
+    for _ in range(2):
+        items._line[threading.get_ident()] = fairqueue.Waiter().reference
+        with pytest.raises(queue.Empty):
+            items.get(timeout=0)
     items._line[threading.get_ident()] = fairqueue.Waiter().reference
     items.put("two")
     assert items.get(timeout=0) == "two"
@@ -220,6 +224,26 @@ def test_a_waiter_that_can_not_go_on_is_passed_over() -> None:
     items._line[-1] = held_up.reference
     items.put("one")
     assert items.get(timeout=0) == "one"
+
+
+def test_an_item_that_another_takes_first() -> None:
+    """Who finds an item, and then finds it gone, waits on."""
+
+    class Raced(FairQueue[str]):
+        tries = 0
+
+        def _get(self) -> str:
+            self.tries += 1
+            if self.tries <= 2:
+                raise IndexError
+            return super()._get()
+
+    items = Raced()
+    items.put("one")
+    with pytest.raises(queue.Empty):
+        items.get(timeout=0)
+    assert items.get(timeout=0) == "one"
+    assert not items._line
 
 
 def test_control_c_interrupts_the_wait() -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
+import socket
 import threading
 from collections import OrderedDict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pymysql
 import pytest
-from helpers import eventually, one_thread, session_of
+from helpers import borrow_all, eventually, kill, one_thread, session_of
 from proxy import Proxy
-from pymysql.constants import CLIENT, COMMAND
+from pymysql.constants import CLIENT, COMMAND, FIELD_TYPE
+from pymysql.converters import conversions
 from pymysql.cursors import Cursor, SSCursor
+from pymysql.err import DataError
 
 import pymysqlpool
 from pymysqlpool import ConnectionPool, PoolClosedError, PoolError, ReturnConnectionToPoolError
+from pymysqlpool.place import Place
 from pymysqlpool.session import to_commands
 
 if TYPE_CHECKING:
@@ -205,6 +211,121 @@ def test_a_returned_connection_has_no_thread_id(make_pool: MakePool) -> None:
         connection.thread_id()
 
 
+def test_an_interrupted_replacement_is_found_again(make_pool: MakePool) -> None:
+    """Whoever is interrupted between two steps of it leaves a new place that is dead, and found like any other."""
+    pool = make_pool(size=1)
+    record = pool._pool._records[0]
+    del pool._pool.queue[0]
+    gc.collect()
+    heir = Place(pool._pool._dead.append)
+    record.follow(heir.record)
+    del heir
+    assert pool.size() == 1
+    assert len(borrow_all(pool)) == 1
+
+
+def test_of_two_that_replace_a_place_one_does(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler that does it within somebody else's replacement comes first, and the bound holds."""
+    pool = make_pool(size=1)
+    del pool._pool.queue[0]
+    gc.collect()
+
+    def interrupted(*args: Any) -> Place:
+        monkeypatch.undo()
+        assert pool.size() == 1
+        return Place(*args)
+
+    monkeypatch.setattr("pymysqlpool.places.Place", interrupted)
+    assert pool.size() == 1
+    assert len(borrow_all(pool)) == 1
+
+
+def test_others_take_what_a_borrower_looks_at(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks for a session that is ready, while all others are taken, takes the one that is left."""
+    pool = make_pool(size=3)
+    for connection in [pool.get_connection() for _ in range(3)]:
+        connection.execute_query("do 1")
+        connection.close()
+    others: list[Any] = []
+
+    def taken(_: Any) -> bool:
+        while pool._pool.qsize() > 1:
+            others.append(pool._pool.queue.popleft())
+        return False
+
+    monkeypatch.setattr("pymysqlpool.places._is_ready", taken)
+    assert pool.get_connection(timeout=0).execute_query("select 1") == ((1,),)
+    assert len(others) == 2
+    pool._pool.queue.extend(others)
+
+
+def test_a_dead_handle_without_a_socket(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where users' tests patch `connect` away, a session without a socket is closed like any other."""
+    monkeypatch.setattr(pymysqlpool.Connection, "connect", lambda *_: None)
+    pool = make_pool(size=1, pre_create_num=0)
+    connection = pool.get_connection()
+    connection._token.clear()  # interrupted in the middle of a reply
+    connection.close()
+    assert pool.total_num == 0
+
+
+def test_a_subclass_that_closes_when_it_can_not_connect(make_pool: MakePool, server: Server) -> None:
+    """It gives no place back twice, also where its session is replaced while it is lent."""
+
+    class Closing(pymysqlpool.Connection):
+        fails = False
+
+        def connect(self, sock: Any = None) -> None:
+            if self.fails:
+                self.close()
+                raise pymysql.err.OperationalError(2003, "refused")
+            super().connect(sock)
+
+    pool = make_pool(size=1, connection_class=Closing, autocommit=True)
+    pool.get_connection().execute_query("do 1")
+    connection = pool.get_connection()
+    connection._place.session.pending = to_commands((COMMAND.COM_PING, b""))
+    connection._place.session.sock.shutdown(socket.SHUT_RDWR)
+    Closing.fails = True
+    with pytest.raises(pymysql.err.OperationalError, match="refused"):
+        connection.query("do 1")
+    assert pool.size() == 0
+    connection.close()
+    assert pool.size() == 1
+
+
+def test_another_thread_has_looked_up_the_end_of_a_block(make_pool: MakePool) -> None:
+    """An end that somebody has looked up and not used is no other block's."""
+    connection = make_pool(size=1).get_connection()
+    with one_thread() as other:
+        end = other.submit(getattr, connection, "__exit__").result()
+        with connection as cur:
+            cur.execute("select 1")
+        assert connection._place is None
+    del end
+
+
+def test_an_attribute_of_an_object_that_was_never_initialized() -> None:
+    """It is not there, as with PyMySQL."""
+    assert not hasattr(pymysqlpool.Connection.__new__(pymysqlpool.Connection), "decoders")
+
+
+def test_a_subclass_with_an_init_without_tls(make_pool: MakePool) -> None:
+    """There is no context to be shared then."""
+
+    class WithInit(pymysqlpool.Connection):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.mine: list[int] = []
+
+    pool = make_pool(size=1, connection_class=WithInit, ssl_disabled=True, cursorclass=pymysqlpool.DictCursor)
+    for _ in range(2):
+        with pool.connection() as connection:
+            assert connection.execute_query("select 1 as n") == [{"n": 1}]
+            assert connection.mine == []
+            connection.mine.append(1)
+
+
 # The server
 
 
@@ -323,7 +444,140 @@ def test_a_replacement_that_fails_leaves_a_place_to_be_opened(make_pool: MakePoo
             assert pool.get_connection().execute_query("select 1") == ((1,),)
 
 
+@pytest.mark.parametrize(
+    "statement", ["set profiling = 1", "set optimizer_trace = 'enabled=on'", "set resource group g"]
+)
+def test_what_no_reset_undoes_costs_the_session(make_pool: MakePool, statement: str) -> None:
+    """Profiles and traces hold a borrower's statements. The text alone decides."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    session = session_of(connection)
+    with suppress(pymysql.Error):
+        connection.query(statement)
+    connection.close()
+    assert session_of(pool.get_connection()) != session
+
+
+def test_a_user_s_time_limit_is_restored(
+    make_pool: MakePool, admin: Admin, database: str, server: Server, on_mariadb: bool
+) -> None:
+    """MariaDB forgets it in a reset."""
+    if not on_mariadb:
+        pytest.skip("MariaDB's")
+    user = f"u{database[-12:]}"
+    with admin.cursor() as cursor:
+        cursor.execute(f"create user {user} identified by 'p' with max_statement_time 17")
+        try:
+            cursor.execute(f"grant all on {database}.* to {user}")
+            pool = make_pool(size=1, user=user, password="p")  # noqa: S106  a user for this test
+            for _ in range(3):
+                with pool.get_connection() as cur:
+                    assert cur.db_query("select @@max_statement_time") == ((17.0,),)
+                    cur.execute("set @v = 1, max_statement_time = 3")
+            pool.close()
+        finally:
+            cursor.execute(f"drop user {user}")
+
+
+# An answer
+
+
+def test_a_file_that_fails_half_way_leaves_no_reply(make_pool: MakePool, admin: Admin, tmp_path: Path) -> None:
+    """LOAD DATA LOCAL that loses its server fails, and costs the session."""
+    pool = make_pool(size=1, local_infile=True)
+    connection = pool.get_connection()
+    connection.query("create table t (n int)")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def feed() -> None:
+        with fifo.open("w") as file, suppress(BrokenPipeError):
+            file.write("1\n" * 100_000)
+            file.flush()
+            kill(admin, {connection.server_thread_id[0]})
+            file.write("1\n" * 1_000_000)
+
+    with one_thread() as other:
+        feeding = other.submit(feed)
+        try:
+            connection.query(f"load data local infile '{fifo}' into table t")
+        except pymysql.err.OperationalError as error:
+            lost = error.args[0] in {2006, 2013, 1927, 1053, 1317}
+        if not lost:
+            fifo.read_text()
+            pytest.skip("this server does not take local files")
+        feeding.result()
+    connection.close()
+    assert pool.get_connection().execute_query("select 1") == ((1,),)
+
+
+def test_rows_that_end_in_an_error_while_they_are_drained(make_pool: MakePool) -> None:
+    """An unbuffered query whose rest ends in the server's error packet is over, and the connection goes on."""
+    connection = make_pool(size=1).get_connection()
+    connection.query("create table t (n int primary key, word varchar(500))")
+    with connection.cursor() as cur:
+        cur.executemany("insert into t values (%s, repeat('x', 500))", [(n,) for n in range(2000)])
+    cursor = connection.cursor(SSCursor)
+    cursor.execute("select word, (select a.n from t a where a.n <= if(t.n < 1990, 0, 9)) from t order by n")
+    assert cursor.fetchone() is not None
+    with suppress(pymysql.Error):
+        cursor.close()
+    assert connection.execute_query("select 1") == ((1,),)
+
+
+def test_a_decoder_that_raises_interrupts_the_reply(make_pool: MakePool) -> None:
+    """Nobody reads on in it: the next command says so, and the session is replaced."""
+
+    def decode(value: str) -> str:
+        raise DataError(value)
+
+    connection = make_pool(size=1, conv={**conversions, FIELD_TYPE.VAR_STRING: decode}).get_connection()
+    session = connection.thread_id()
+    with pytest.raises(DataError, match="a"):
+        connection.query("select 'a' union all select 'b'")
+    with pytest.raises(PoolError, match="interrupted in the middle of a reply"):
+        connection.query("select 1")
+    connection.close()
+    with connection as cur:
+        assert cur.connection.thread_id() != session
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), 1e12, Decimal(-1), "1", True])
+@pytest.mark.parametrize("name", ["idle_timeout", "ping_after", "leak_warning"])
+def test_seconds_that_make_no_sense_are_refused(server: Server, name: str, seconds: Any) -> None:
+    """At once, by name."""
+    with pytest.raises((TypeError, ValueError), match=f"{name} should be"):
+        ConnectionPool(1, pre_create_num=0, **{name: seconds}, **server.connect_kwargs)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), 1e12, Decimal(-1), "1", False])
+def test_a_wait_that_makes_no_sense_is_refused(make_pool: MakePool, seconds: Any) -> None:
+    """At once, not when the pool is exhausted."""
+    pool = make_pool(size=1)
+    for name in ("timeout", "retry_interval"):
+        with pytest.raises((TypeError, ValueError), match="should be"):
+            pool.get_connection(**{name: seconds})
+    with pytest.raises((TypeError, ValueError), match="timeout should be"):
+        pool.close(seconds)
+    assert pool.get_connection(timeout=Decimal("0.5")).execute_query("select 1") == ((1,),)
+
+
 # Words
+
+
+def test_an_error_of_an_init_arrives_as_it_is(server: Server) -> None:
+    """Also one of PyMySQL's classes."""
+
+    class Failing(pymysqlpool.Connection):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            raise pymysql.err.InterfaceError(7, "mine")
+
+    with pytest.raises(pymysql.err.InterfaceError, match="mine") as caught:
+        ConnectionPool(1, connection_class=Failing, **server.connect_kwargs)
+    assert caught.value.args == (7, "mine")
 
 
 def test_a_query_in_the_init_of_a_connection_class(server: Server) -> None:
