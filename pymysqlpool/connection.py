@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from .block import Block
     from .place import Place
+    from .pool import ConnectionPool
     from .session import Session
 
 _new = object.__new__
@@ -39,6 +40,7 @@ class Connection(Wire, pymysql.connections.Connection):
     `args` and `kwargs` hold what it was made with.
     """
 
+    _pool: ConnectionPool | None
     #: The block that has this very connection; `_blocks`, once there is one, has all that were begun on this handle.
     _block: Block | None = None
 

@@ -25,7 +25,8 @@ from .log import logger
 from .opening import Opener
 from .place import users
 from .places import Places, hang_up
-from .session import PING_TIMEOUT, ROLLBACK
+from .reset import ROLLBACK
+from .session import PING_TIMEOUT
 from .statements import DIRTY, DOUBTFUL, LOST
 
 if TYPE_CHECKING:

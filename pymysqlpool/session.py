@@ -11,14 +11,16 @@ import selectors
 import socket
 import struct
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable
 
 from pymysql.constants import COMMAND, SERVER_STATUS
 from pymysql.err import raise_mysql_exception
 
+from .reset import ROLLBACK
+
 if TYPE_CHECKING:
     from .driver import PyMySQLConnection
-    from .opening import Reset
+    from .reset import Commands, Reset
 
 #: How long the pool's own commands may take on an idle session, in seconds: taking longer costs a new one, no more.
 PING_TIMEOUT = 1.0
@@ -28,26 +30,6 @@ PING_TIMEOUT = 1.0
 _JITTER = 0.1
 
 _QUIT = struct.pack("<IB", 1, COMMAND.COM_QUIT)
-
-
-class Commands(NamedTuple):
-    """Commands to be written in one go, and how many replies they get."""
-
-    packets: bytes
-    replies: int
-
-    def __add__(self, after: Commands) -> Commands:  # type: ignore[override]
-        return Commands(self.packets + after.packets, self.replies + after.replies)
-
-
-def to_commands(*commands: tuple[int, bytes]) -> Commands:
-    """Put commands, each with its text, into packets."""
-    return Commands(
-        b"".join(struct.pack("<IB", len(sql) + 1, command) + sql for command, sql in commands), len(commands)
-    )
-
-
-ROLLBACK = to_commands((COMMAND.COM_QUERY, b"ROLLBACK"))
 
 
 class Session:

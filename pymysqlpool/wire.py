@@ -25,15 +25,16 @@ from pymysql.protocol import MysqlPacket
 
 from .driver import SERVER_SESSION_STATE_CHANGED, PyMySQLConnection, PyMySQLResult
 from .errors import PoolError, ReturnConnectionToPoolError, session_survives
-from .opening import can_track, names, track
+from .opening import can_track, track
+from .reset import names
 from .session import PING_TIMEOUT
 from .statements import DIRTY, READS, TRANSACTION, certainly_reads, ends_transaction, left_by, writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .pool import ConnectionPool
-    from .session import Commands, Session
+    from .reset import Commands
+    from .session import Session
 
 #: What the token says of the last reply: it was read to its end, or some of it is left to be read.
 WHOLE, UNREAD = "whole", "unread"
@@ -104,7 +105,7 @@ class Wire(PyMySQLConnection):
         PoolError,
     )
 
-    _pool: ConnectionPool | None = None
+    _pool: Any = None  #: a `ConnectionPool`; None without one, and while it is opened
     _place: Any = None  #: a `Place`; None without a pool, and when it has been returned
     _rfile: Any = None
 
@@ -185,7 +186,7 @@ class Wire(PyMySQLConnection):
                 session.abandon()
                 self._force_close()
                 raise OperationalError(CR.CR_SERVER_LOST, f"Lost connection to MySQL server: {error}") from error
-            self._pool._replace_session(self)  # type: ignore[union-attr, arg-type]
+            self._pool._replace_session(self)
         PyMySQLConnection._execute_command(self, command, sql)
 
     def _take_token(self) -> None:
@@ -379,7 +380,6 @@ class Wire(PyMySQLConnection):
             )
 
     def _pool_name(self) -> str:
-        assert self._pool is not None
         return f"pool({self._pool.name})"
 
     def _in_use(self) -> Error:

@@ -24,7 +24,7 @@ from pymysql.err import DataError
 import pymysqlpool
 from pymysqlpool import ConnectionPool, PoolClosedError, PoolError, ReturnConnectionToPoolError
 from pymysqlpool.place import Place
-from pymysqlpool.session import to_commands
+from pymysqlpool.reset import to_commands
 
 if TYPE_CHECKING:
     from pathlib import Path
