@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
+import asyncio
+import atexit
 import functools
 import gc
 import os
 import socket
 import threading
+import warnings
 from collections import OrderedDict
 from contextlib import ExitStack, suppress
 from decimal import Decimal
@@ -14,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import pymysql
 import pytest
-from helpers import borrow_all, eventually, kill, one_thread, session_of
+from helpers import (
+    borrow_all,
+    eventually,
+    kill,
+    one_thread,
+    program_arguments,
+    run_as_program,
+    session_of,
+    set_clock,
+)
 from proxy import Proxy
 from pymysql.constants import CLIENT, COMMAND, FIELD_TYPE
 from pymysql.converters import conversions
@@ -27,6 +40,7 @@ from pymysqlpool.place import Place
 from pymysqlpool.reset import to_commands
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from helpers import Admin, MakePool
@@ -326,7 +340,138 @@ def test_a_subclass_with_an_init_without_tls(make_pool: MakePool) -> None:
             connection.mine.append(1)
 
 
+def test_the_state_is_told_of_what_is_lent_meanwhile(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who counts what is idle counts on, where others borrow and return at the same time."""
+    pool = make_pool(size=2)
+    before = pool._pool.idle()
+    with pool.get_connection():
+        pass
+    assert any("_place" not in vars(connection) for connection in before)
+    monkeypatch.setattr(pool._pool, "idle", lambda: before)
+    assert pool.available_num == 1
+    assert "1 idle of 2 open" in repr(pool)
+    pool.drain()
+
+
+def test_a_borrow_that_no_line_of_python_calls(make_pool: MakePool) -> None:
+    """A thread may begin with it; there is no line to be named then, and nothing is lost."""
+    pool = make_pool(size=1, pre_create_num=0)
+    _thread.start_new_thread(pool.get_connection, ())
+    eventually(lambda: pool._pool._dead)
+    with pytest.warns(ResourceWarning, match="never returned"):
+        assert pool.size() == 1
+    assert len(borrow_all(pool)) == 1
+
+
+def test_a_borrow_at_exit(server: Server) -> None:
+    """The same where the interpreter calls it."""
+    status, _, errors = run_as_program(__file__, server.connect_kwargs)
+    assert (status, errors) == (0, "")
+
+
+def test_a_generator_that_ends_early_keeps_its_session(make_pool: MakePool) -> None:
+    """It is rolled back, as after any exception, and costs nothing."""
+    pool = make_pool(size=1)
+    pool.get_connection().execute_query("create table t (n int)")
+
+    def numbers() -> Iterator[int]:
+        with pool.get_connection() as cur:
+            cur.execute("insert into t values (1)")
+            cur.execute("select n from t union all select 2")
+            for (number,) in cur:
+                yield number
+
+    sessions = set()
+    for _ in range(5):
+        for _ in numbers():
+            break
+        connection = pool.get_connection()
+        sessions.add(session_of(connection))
+        assert connection.execute_query("select n from t") == ()
+    assert len(sessions) == 1
+
+
+def test_a_clock_that_stands_still_makes_nobody_wait_for_ever(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does in a user's test under freezegun."""
+    pool = make_pool(size=1)
+    held = pool.get_connection()
+    set_clock(monkeypatch, lambda: 1.0)
+    monkeypatch.setattr("pymysqlpool.fairqueue.monotonic", lambda: 1.0)
+    with pytest.raises(pymysqlpool.GetConnectionFromPoolError):
+        pool.get_connection(timeout=0.1, retry_num=0)
+    held.close()
+
+
+def test_an_error_with_a_signature_of_its_own_arrives_as_it_is(make_pool: MakePool) -> None:
+    """An opening's error is remembered for others, and the borrower gets the very error."""
+
+    class Odd(pymysql.err.OperationalError):
+        def __init__(self, host: str, *, hint: str) -> None:
+            super().__init__(2003, host)
+            self.hint = hint
+
+    class Refused(pymysqlpool.Connection):
+        def connect(self, _: Any = None) -> None:
+            raise Odd("h", hint="mind the gap")
+
+    pool = make_pool(size=1, pre_create_num=0, connection_class=Refused)
+    with pytest.raises(Odd) as caught:
+        pool.get_connection()
+    assert caught.value.hint == "mind the gap"
+    held = pool._pool.get()
+    with pytest.raises(pymysqlpool.GetConnectionFromPoolError) as exhausted:
+        pool.get_connection(timeout=0, retry_num=0)
+    cause: Any = exhausted.value.__cause__
+    assert (type(cause), cause.args, cause.hint) == (Odd, (2003, "h"), "mind the gap")
+    pool._pool.give_back(held)
+
+
+def test_what_pymysql_deprecates_is_told_of_the_caller_s_line(make_pool: MakePool) -> None:
+    """Not of a line in this package."""
+    connection = make_pool(size=1).get_connection()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        connection.set_charset("utf8mb4")
+        connection.ping(reconnect=True)
+    assert caught
+    assert {warning.filename for warning in caught} == {__file__}
+
+
 # The server
+
+
+class Old(Proxy):
+    """In front of a server it is one that knows of no authentication plugins, as Sphinx, Manticore and old proxies."""
+
+    async def _serve(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        server_reader, server = await asyncio.open_connection(*self._target)
+        greeting = bytearray(await server_reader.read(65536))
+        upper_capabilities = greeting.index(b"\0", 5) + 1 + 4 + 8 + 1 + 2 + 1 + 2
+        greeting[upper_capabilities] &= ~(CLIENT.PLUGIN_AUTH >> 16) & 0xFF
+        client.write(greeting)
+        response = bytearray(await client_reader.read(65536))
+        response[4 + 2] &= ~(CLIENT.PLUGIN_AUTH >> 16) & 0xFF  # PyMySQL claims it all the same
+        server.write(response)
+        self._links[client] = server
+        await asyncio.gather(self._pump(client_reader, server), self._pump(server_reader, client))
+        for writer in client, server:
+            with suppress(OSError):
+                await writer.wait_closed()
+        del self._links[client]
+
+
+def test_a_server_without_authentication_plugins(make_pool: MakePool, server: Server, on_mariadb: bool) -> None:
+    """It can be reached, as with PyMySQL."""
+    if not on_mariadb:
+        pytest.skip("MySQL 9 lets no such client in")
+    with Old(server.host, server.port) as old:
+        with pymysql.connect(**{**server.connect_kwargs, "port": old.port, "host": old.host}, ssl_disabled=True) as raw:
+            assert not raw.server_capabilities & CLIENT.PLUGIN_AUTH  # type: ignore[attr-defined]
+        pool = make_pool(size=1, host=old.host, port=old.port, ssl_disabled=True)
+        for _ in range(2):
+            assert pool.get_connection().execute_query("select 1") == ((1,),)
 
 
 def test_what_a_reset_does_not_restore_is_restored(make_pool: MakePool) -> None:
@@ -614,3 +759,8 @@ def test_a_single_argument_is_deprecated_at_the_caller_s_line(make_pool: MakePoo
             with pytest.warns(DeprecationWarning, match="a single argument is deprecated") as caught:
                 assert ask("select %s", 7) == ((7,),)
             assert [warning.filename for warning in caught] == [__file__]
+
+
+if __name__ == "__main__":
+    [connect_kwargs] = program_arguments()
+    atexit.register(ConnectionPool(1, **connect_kwargs).get_connection)
