@@ -1,0 +1,24 @@
+"""KILL QUERY may strike any command, also those that the pool sends by itself; `storm.py` does it for longer."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+from storm import Storm
+
+if TYPE_CHECKING:
+    from server import Server
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_kill_query_storm(server: Server, database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """While KILL QUERY strikes the pool's sessions no rolled-back row is committed, and no confirmed one is lost."""
+    caplog.set_level(logging.ERROR, "pymysqlpool")  # what is thrown away is thrown away on purpose
+    storm = Storm(server.connect_kwargs, database)
+    storm.run(1500, seed=1)
+    assert storm.broken == []
+    assert storm.counts["confirmed"] > 100
+    assert storm.counts["undone"] > 100
+    assert storm.counts["strikes"] > 100
