@@ -343,6 +343,10 @@ class ConnectionPool:
         place = vars(handle).pop("_place", None)  # one atomic step: of two threads that return at once, one does
         if place is None or place.is_of_parent:
             return
+        if place.record.place() is None:
+            # The collector has given it up, and may have closed its socket; and then a finalizer returns it.
+            handle._force_close()
+            return
         if error is not None:
             handle._note(error)
         now = monotonic()
@@ -360,9 +364,6 @@ class ConnectionPool:
                 connection = self._reuse(place, session, handle, error)
             else:
                 connection = self._template.successor(place, handle._current_timeout)
-        if place.record.place() is None:
-            hang_up(connection)  # the collector has given it up, and then a finalizer returns it
-            return
         loan = place.loan
         loan.borrower = None
         if loan.was_warned_of:
