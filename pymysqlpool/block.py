@@ -24,29 +24,24 @@ if TYPE_CHECKING:
 _OF_GENERATOR = 0x20 | 0x200  # inspect's CO_GENERATOR and CO_ASYNC_GENERATOR
 
 
-class Block:
-    """A unit of work on a connection that it has to itself, begun on a handle, which may be that connection or not.
+class Beginning:
+    """Where a block was begun, and so what runs inside it.
 
-    What runs inside a block, and enters the same handle again, joins it. Inside means: further up on the stack of calls
-    that runs on behind the `with`. (A thread is not enough: one of a pool of threads may run the first halves of two
-    generators, which have nothing to do with each other.)
+    That is what runs further up on the stack of calls that runs on behind the `with`. (A thread is not enough: one of a
+    pool of threads may run the first halves of two generators, which have nothing to do with each other.)
     """
 
-    def __init__(self, handle: Connection, frame: FrameType) -> None:
-        self._handle = handle
-        self.connection = handle
-        self.thread = get_ident()
+    __slots__ = ("__weakref__", "_frame", "_instruction", "_resumer")
+
+    def __init__(self, frame: FrameType) -> None:
         # Where the block was begun. Where that is a generator, which is suspended inside the block, what has resumed it
         # runs on, from this instruction.
-        self._frame: FrameType | None = frame
-        self._resumer: FrameType | None = _runs_on(frame)
+        self._frame = frame
+        self._resumer = _runs_on(frame)
         self._instruction = self._resumer.f_lasti
-        #: The cursor of the `with` that has begun it, and of those that can't be told by their ends.
-        self.first: Any = None
-        self.unpaired: list[Any] = []
 
     def is_around(self, frame: FrameType | None) -> bool:
-        """Whether `frame` runs inside this block."""
+        """Whether `frame` runs inside the block."""
         while frame is not None:
             if frame is self._frame:
                 return True
@@ -54,6 +49,30 @@ class Block:
                 return frame.f_lasti != self._instruction  # else the same call resumes another generator, as in a loop
             frame = frame.f_back
         return False
+
+
+class Block:
+    """A unit of work on a connection that it has to itself, begun on a handle, which may be that connection or not.
+
+    What runs inside a block, and enters the same handle again, joins it.
+    """
+
+    def __init__(self, handle: Connection, frame: FrameType) -> None:
+        self._handle = handle
+        self.connection = handle
+        self.thread = get_ident()
+        # Kept by the end of the `with`, if that can be told: else a generator that nobody has any more, but which a
+        # variable of the frame refers to that began it, would be kept by the handle, and its connection with it.
+        self._kept: Beginning | None = Beginning(frame)
+        self._beginning = weakref.ref(self._kept)
+        #: The cursor of the `with` that has begun it, and of those that can't be told by their ends.
+        self.first: Any = None
+        self.unpaired: list[Any] = []
+
+    def is_around(self, frame: FrameType) -> bool:
+        """Whether `frame` runs inside this block."""
+        beginning = self._beginning()
+        return beginning is not None and beginning.is_around(frame)
 
     def begin(self) -> None:
         """Take the handle's connection where it is free, or borrow one."""
@@ -77,6 +96,8 @@ class Block:
             self.unpaired.append(cursor)
         else:
             end.block, end.cursor = self, cursor
+            if cursor is self.first:
+                end.beginning, self._kept = self._kept, None
         return cursor
 
     def leave(self, cursor: Any, error: BaseException | None) -> None:
@@ -131,18 +152,19 @@ class Block:
             if vars(handle).get("_block") is self:
                 del handle._block
         self._handle = self.connection
-        self._frame = self._resumer = None
+        self._kept = None
 
 
 class End:
     """What `with` calls at its end: it belongs to one block, in whatever thread it is called."""
 
-    __slots__ = ("__weakref__", "block", "cursor", "handle", "thread")
+    __slots__ = ("__weakref__", "beginning", "block", "cursor", "handle", "thread")
 
     def __init__(self, handle: Connection) -> None:
         self.handle = handle
         self.thread = get_ident()
         self.block: Block | None = None
+        self.beginning: Beginning | None = None
         self.cursor: Any = None
 
     def __call__(

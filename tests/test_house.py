@@ -133,6 +133,27 @@ def test_an_opener_whose_pool_is_closed_is_told_so(make_pool: MakePool) -> None:
 # A block
 
 
+@pytest.mark.parametrize("is_returned", [True, False])
+def test_a_generator_that_is_lost_ends_its_block(make_pool: MakePool, is_returned: bool) -> None:
+    """The place of a generator that nobody has any more comes back, also where others keep the handle of its block."""
+    pool = make_pool(size=1)
+    shared = pool.get_connection()
+    if is_returned:
+        shared.close()
+
+    def request() -> Any:
+        with shared as cur:
+            yield cur
+
+    def begin() -> None:
+        first_half = request()  # a variable of the frame that the block is begun in
+        next(first_half)
+
+    begin()
+    gc.collect()
+    assert pool.size() == 1
+
+
 def test_the_halves_of_generators_end_their_own_blocks(make_pool: MakePool, admin: Admin, database: str) -> None:
     """Two generators that are begun in one thread and ended in another's order have a session and an end each."""
     with admin.cursor() as cursor:
