@@ -3,21 +3,28 @@
 The promises are watched throughout: no two threads on one session, nothing of one borrower's seen by the next, the sum
 of the money, never more than `maxsize` sessions, and in the end all places back. Any that is broken is printed, and
 makes the exit status 1.
+
+Sessions and queries are killed; a signal strikes the main thread every 0.7 ms; the collector runs at every tenth object
+and ends generators and runs finalizers and callbacks, wherever it strikes; and all of these use the pool.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
+import itertools
 import random
+import signal
 import sys
 import threading
 import time
 import traceback
 import warnings
+import weakref
 from collections import Counter
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import pymysql
 from pymysql.cursors import SSCursor
@@ -38,24 +45,47 @@ NAME = "pymysqlpool_soak"
 # What a borrower may meet when its session or its query is killed, or when two transfers are in each other's way.
 FATE = {0, 1053, 1205, 1213, 1317, 1927, 2006, 2013, 4031}
 
-# What an application may raise in a block.
-FAILURES = [
-    ValueError("the application's own"),
-    KeyboardInterrupt(),
-    SystemExit(),
-    GeneratorExit(),
-    ProgrammingError(1064, "as if"),
-    IntegrityError(1062, "as if"),
-    DataError(1264, "as if"),
-    NotSupportedError(1235, "as if"),
-    InternalError(1000, "as if"),
-    OperationalError(1290, "as if"),
-    OperationalError(2013, "as if"),
+# What an application may raise in a block, made afresh each time: an exception keeps the frames that it has passed.
+FAILURES: list[Callable[[], BaseException]] = [
+    lambda: ValueError("the application's own"),
+    KeyboardInterrupt,
+    SystemExit,
+    GeneratorExit,
+    lambda: ProgrammingError(1064, "as if"),
+    lambda: IntegrityError(1062, "as if"),
+    lambda: DataError(1264, "as if"),
+    lambda: NotSupportedError(1235, "as if"),
+    lambda: InternalError(1000, "as if"),
+    lambda: OperationalError(1290, "as if"),
+    lambda: OperationalError(2013, "as if"),
 ]
+
+# How often a signal strikes, in seconds, and how many deeds of a thread may be one inside the other.
+EVERY, DEPTH = 0.0007, 3
 
 
 class Broken(AssertionError):
     """A promise was not kept."""
+
+
+class Cycle:
+    """What only the collector finds."""
+
+    kept: Any = None
+
+    def __init__(self) -> None:
+        self.myself = self
+
+
+class Finalized(Cycle):
+    """What does something when the collector finds it."""
+
+    def __init__(self, deed: Callable[[], object]) -> None:
+        super().__init__()
+        self.deed = deed
+
+    def __del__(self) -> None:
+        self.deed()
 
 
 class Soak:
@@ -81,6 +111,13 @@ class Soak:
         )
         self.in_use: dict[int, str] = {}
         self.stale: list[Any] = []
+        # Generators that are suspended in a block, to be ended by any thread; weak references with their callbacks.
+        self.halves: list[Any] = []
+        self.callbacks: list[Any] = []
+        self.shared: Any = None
+        self.numbers = itertools.count()
+        self.depth: Counter[int] = Counter()
+        self.strikes = random.Random(f"{seed} strikes")  # noqa: S311
         self.threads = [threading.Thread(target=self.work, args=(n,), name=f"clerk {n}") for n in range(threads)]
 
     def found_bank(self) -> None:
@@ -107,7 +144,8 @@ class Soak:
         with connection.cursor() as cursor:
             cursor.execute("select connection_id(), @owner")
             session, owner = cursor.fetchone()
-            me = threading.current_thread().name
+            # A signal handler and a finalizer are others than the thread in which they strike.
+            me = f"{threading.current_thread().name} {next(self.numbers)}"
             user = self.in_use.setdefault(session, me)
             if user != me:
                 raise Broken(f"session {session} is lent to {me} and {user}")
@@ -149,7 +187,13 @@ class Soak:
     def work(self, number: int) -> None:
         """Do one thing after the other, chosen at random."""
         chance = random.Random(f"{self.seed} {number}")  # noqa: S311  no secret
-        deeds = [self.transfer] * 6 + [
+        while not self.over.is_set():
+            self.do(chance.choice(self.deeds()), chance)
+
+    def deeds(self) -> list[Callable[[random.Random], None]]:
+        """What a thread may do."""
+        return [
+            *[self.transfer] * 6,
             self.fail_in_a_block,
             self.close_without_commit,
             self.close_twice,
@@ -159,21 +203,35 @@ class Soak:
             self.be_impatient,
             self.use_stale,
             self.audit,
+            self.break_out_of_a_generator,
+            self.begin_a_generator,
+            self.end_a_generator,
+            self.end_a_generator,
+            self.leave_to_a_finalizer,
+            self.leave_to_a_callback,
         ]
-        while not self.over.is_set():
-            deed = chance.choice(deeds)
-            try:
-                deed(chance)
-                self.counts[deed.__name__] += 1
-            except GetConnectionFromPoolError:
-                self.counts["exhausted"] += 1
-            except pymysql.Error as error:
-                if error.args[0] not in FATE:
-                    self.report(f"{deed.__name__}: {error!r}")
-                self.counts["struck by fate"] += 1
-            except BaseException as error:  # noqa: BLE001  whatever it is, it should not be
-                self.report(f"{deed.__name__}: {error!r}")
+
+    def do(self, deed: Callable[[random.Random], None], chance: random.Random, kind: str = "") -> None:
+        """Do it, and judge what comes of it."""
+        thread = threading.get_ident()
+        if self.depth[thread] >= DEPTH:
+            return
+        self.depth[thread] += 1
+        try:
+            deed(chance)
+            self.counts[kind or deed.__name__] += 1
+        except GetConnectionFromPoolError:
+            self.counts["exhausted"] += 1
+        except pymysql.Error as error:
+            if error.args[0] not in FATE:
+                self.report(f"{kind} {deed.__name__}: {error!r}")
                 traceback.print_exc()
+            self.counts["struck by fate"] += 1
+        except BaseException as error:  # noqa: BLE001  whatever it is, it should not be
+            self.report(f"{kind} {deed.__name__}: {error!r}")
+            traceback.print_exc()
+        finally:
+            self.depth[thread] -= 1
 
     def move(self, connection: Any, chance: random.Random) -> None:
         """Take money from one account and give it to another, in two steps, in an order that may be a deadlock."""
@@ -197,7 +255,7 @@ class Soak:
 
     def fail_in_a_block(self, chance: random.Random) -> None:
         """Raise anything after half a transfer: it must come out, and nothing else."""
-        failure = chance.choice(FAILURES)
+        failure = chance.choice(FAILURES)()
         failed = False
         try:
             with self.pool.get_connection() as cur, self.borrowed(cur.connection):
@@ -280,34 +338,143 @@ class Soak:
         with self.pool.connection(timeout=chance.choice([0, 0.001, 0.01])) as connection, self.borrowed(connection):
             time.sleep(chance.random() / 50)
 
+    # What generators, finalizers, callbacks and signals do
+
+    def halve(self, chance: random.Random) -> Any:
+        """A transfer in two halves, in a block of its own or on a handle that all share."""
+        giver, taker = chance.sample(range(ACCOUNTS), 2)
+        writes_early = chance.random() < 0.1
+        handle = self.shared if self.shared and chance.random() < 0.5 else self.pool.get_connection()
+        with handle as cur, self.borrowed(cur.connection):
+            if writes_early:
+                cur.execute("update accounts set balance = balance - 1 where id = %s", (giver,))
+            yield
+            if not writes_early:
+                cur.execute("update accounts set balance = balance - 1 where id = %s", (giver,))
+            cur.execute("update accounts set balance = balance + 1 where id = %s", (taker,))
+
+    def break_out_of_a_generator(self, chance: random.Random) -> None:
+        """End a block by an ordinary `break`."""
+        for _ in self.halve(chance):
+            break
+
+    def begin_a_generator(self, chance: random.Random) -> None:
+        """Do the first half, and leave the other to another thread, or to nobody."""
+        if self.shared is None:
+            self.shared = self.pool.get_connection()
+            self.shared.close()
+        if len(self.halves) >= self.pool.maxsize // 2:
+            return
+        half = self.halve(chance)
+        next(half)
+        if chance.random() < 0.7:
+            self.halves.append(half)
+        elif chance.random() < 0.5:
+            Cycle().kept = half
+
+    def end_a_generator(self, chance: random.Random) -> None:
+        """Do the second half of what another thread has begun, or end it in another way."""
+        try:
+            half = self.halves.pop(0)
+        except IndexError:
+            return
+        if chance.random() < 0.6:
+            next(half, None)
+        elif chance.random() < 0.5:
+            half.close()
+        else:
+            with suppress(ValueError):
+                half.throw(ValueError("the application's own"))
+
+    def leave_to_a_finalizer(self, chance: random.Random) -> None:
+        """Let the collector return a connection, at times with half a transfer, and do something else."""
+        connection = self.pool.get_connection()
+        with self.borrowed(connection):
+            if chance.random() < 0.5:
+                connection.query("update accounts set balance = balance - 1 where id = 0")
+
+        def finalize() -> None:
+            connection.close()
+            self.strike("by a finalizer")
+
+        Finalized(finalize)
+
+    def leave_to_a_callback(self, _: random.Random) -> None:
+        """Let the callback of a weak reference do something."""
+        self.callbacks = [*self.callbacks[-20:], weakref.ref(Cycle(), lambda _: self.strike("by a callback"))]
+
+    def strike(self, kind: str) -> None:
+        """Do something in the middle of anything else, which may be as much as a thread does."""
+        chance = self.strikes
+        deed = chance.choice([self.be_impatient, self.look, self.look, self.use_stale])
+        self.do(chance.choice(self.deeds()) if chance.random() < 0.1 else deed, chance, kind)
+
+    def look(self, _: random.Random) -> None:
+        """Ask the pool what there is to ask."""
+        repr(self.pool)
+        if self.pool.size() > self.pool.maxsize or self.pool.available_num > self.pool.maxsize:
+            raise Broken(repr(self.pool))
+
+    def on_signal(self, *_: object) -> None:
+        """Strike the main thread, and let the next one strike."""
+        self.strike("by a signal")
+        if not self.over.is_set():
+            signal.setitimer(signal.ITIMER_REAL, EVERY)
+
+    def on_unraisable(self, what: Any) -> None:
+        """Nothing is to be raised where nobody hears of it."""
+        self.report(f"in {what.object!r}: {what.exc_value!r}")
+        traceback.print_exception(what.exc_type, what.exc_value, what.exc_traceback)
+
+    @contextmanager
+    def struck_everywhere(self) -> Iterator[None]:
+        """Let signals and the collector strike."""
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10, 2, 2)
+        sys.unraisablehook = self.on_unraisable
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, self.on_signal)
+            signal.setitimer(signal.ITIMER_REAL, EVERY)
+        try:
+            yield
+        finally:
+            self.over.set()
+            if hasattr(signal, "setitimer"):
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            gc.set_threshold(700, 10, 10)
+
     # What happens to them
 
-    def torment(self, chance: random.Random) -> None:
-        """One stroke of fate."""
-        sessions = self.sessions()
-        if sessions:
-            with self.admin.cursor() as cursor, suppress(pymysql.Error):  # it may have ended by itself
-                cursor.execute(f"kill {chance.choice(['', 'query '])}{chance.choice(sessions)}")
-                self.counts["killed"] += 1
-        if chance.random() < 0.02:
-            self.pool.drain()
-        del self.stale[:-100]
-        gc.collect()
+    def torment(self) -> None:
+        """Be their fate, and look at the bound, which holds all the same."""
+        chance = random.Random(f"{self.seed} fate")  # noqa: S311
+        while not self.over.wait(0.02):
+            sessions = self.sessions()
+            if sessions:
+                with self.admin.cursor() as cursor, suppress(pymysql.Error):  # it may have ended by itself
+                    cursor.execute(f"kill {chance.choice(['', 'query '])}{chance.choice(sessions)}")
+                    self.counts["killed"] += 1
+            if chance.random() < 0.02:
+                self.pool.drain()
+            del self.stale[:-100]
+            gc.collect()
+            self.check_bound()
 
     def run(self, seconds: float) -> bool:
         """Let all go on for so long, look that nothing is lost, and return whether all promises were kept."""
         chance = random.Random(self.seed)  # noqa: S311
         started = shown = time.monotonic()
-        for thread in self.threads:
-            thread.start()
-        while (now := time.monotonic()) < started + seconds and not self.broken:
-            self.torment(chance)
-            self.check_bound()
-            if now >= shown + 5:
-                shown = now
-                print(f"{now - started:4.0f} s  {sum(self.counts.values())} done  {self.pool!r}", flush=True)
-            time.sleep(0.02)
-        self.over.set()
+        self.threads.append(threading.Thread(target=self.torment, name="fate"))
+        faulthandler.dump_traceback_later(seconds + 120, exit=True)
+        with self.struck_everywhere():
+            for thread in self.threads:
+                thread.start()
+            while (now := time.monotonic()) < started + seconds and not self.broken:
+                self.do(chance.choice(self.deeds()), chance)  # for the signals that strike here
+                if now >= shown + 5:
+                    shown = now
+                    print(f"{now - started:4.0f} s  {sum(self.counts.values())} done  {self.pool!r}", flush=True)
         for thread in self.threads:
             thread.join(60)
             if thread.is_alive():
@@ -320,8 +487,10 @@ class Soak:
 
     def look_at_the_end(self) -> None:
         """All places are back, all money is there, and `close()` leaves nothing behind."""
-        self.stale.clear()
+        for kept in self.stale, self.halves, self.callbacks:
+            kept.clear()
         gc.collect()
+        gc.collect()  # what finalizers have left
         if (size := self.pool.size()) != self.pool.maxsize:
             self.report(f"of {self.pool.maxsize} places {size} are back")
         try:
