@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import uuid
 from contextlib import ExitStack, suppress
@@ -73,6 +74,14 @@ def on_mariadb(server: Server) -> bool:
 def on_mysql(on_mariadb: bool) -> bool:
     """Whether the server is MySQL."""
     return not on_mariadb
+
+
+@pytest.fixture
+def control_c() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt also where it was ignored at the start, as in a job in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

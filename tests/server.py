@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +15,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mirakuru import TCPExecutor
+from mirakuru.base import cleanup_subprocesses
 from mirakuru.exceptions import ExecutorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# At its exit a process that has imported mirakuru would kill whatever was started by one whose number, or whose random
+# identifier, has this process's number in it: "816" is in "28165". The watchdog sees to what is left of ours.
+atexit.unregister(cleanup_subprocesses)
 
 
 class ServerNotFound(Exception):
@@ -78,7 +86,7 @@ def running_server(*, tls: bool = False) -> Iterator[Server]:
             password=os.environ.get("MYSQL_PASSWORD", ""),
         )
         return
-    with tempfile.TemporaryDirectory(prefix="pymysqlpool-") as folder, Path(folder, "log").open("ab") as log:
+    with _watched_folder() as folder, Path(folder, "log").open("ab") as log:
         try:
             server = _make_server(Path(folder), log, tls=tls)
             server.start()
@@ -88,6 +96,20 @@ def running_server(*, tls: bool = False) -> Iterator[Server]:
             yield server
         finally:
             server.stop()
+
+
+@contextmanager
+def _watched_folder() -> Iterator[str]:
+    """A folder for a server. Neither is left when this process is terminated, in whatever way."""
+    # The watchdog waits for the end of a pipe that only this process has open. A parent-death signal would not do: the
+    # server loses it when it becomes another user.
+    watchdog = [sys.executable, str(Path(__file__).with_name("watchdog.py"))]
+    with (
+        tempfile.TemporaryDirectory(prefix="pymysqlpool-") as folder,
+        subprocess.Popen([*watchdog, folder], stdin=subprocess.PIPE, start_new_session=True) as process,
+    ):
+        yield folder
+        process.communicate(b"stopped in good order")
 
 
 def _make_server(folder: Path, log: IO[bytes], *, tls: bool) -> Server:

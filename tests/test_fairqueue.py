@@ -246,6 +246,7 @@ def test_an_item_that_another_takes_first() -> None:
     assert not items._line
 
 
+@pytest.mark.usefixtures("control_c")
 def test_control_c_interrupts_the_wait() -> None:
     """Control-C reaches a main thread that waits for ever, which then has left the line."""
     items: FairQueue[str] = FairQueue()

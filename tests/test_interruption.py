@@ -268,6 +268,7 @@ def ask(pool: ConnectionPool) -> None:
     pool.get_connection().query("select sleep(100)")
 
 
+@pytest.mark.usefixtures("control_c")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize(
     ("deed", "function"), [(wait, "_wait"), (open_one, "_read_bytes"), (ping, "_read_bytes"), (ask, "_read_bytes")]
