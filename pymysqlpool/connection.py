@@ -10,13 +10,14 @@ from sys import _getframe
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pymysql.connections
-from pymysql.constants import CLIENT
+from pymysql.constants import CLIENT, SERVER_STATUS
 from pymysql.cursors import DictCursor
 from pymysql.err import InterfaceError, MySQLError
 
 from . import block
 from .cursors import run, with_shorthands
 from .log import logger
+from .statements import DIRTY, TRANSACTION
 from .wire import UNREAD, WHOLE, Wire
 
 if TYPE_CHECKING:
@@ -190,6 +191,10 @@ class Connection(Wire, pymysql.connections.Connection):
             is_whole = False
             with contextlib.suppress(pymysql.err.Error):
                 super().close()
+        elif self._left == TRANSACTION:
+            changed = self.server_status ^ session.connected["server_status"]
+            if changed & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT:
+                self._left = DIRTY
         self._sock = self._rfile = None
         return is_whole
 

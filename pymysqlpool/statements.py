@@ -81,8 +81,8 @@ def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: 
     if text.startswith("SELECT "):
         if not _has_suspects(text) or _only_reads(sql, encoding):
             return READS
-    elif text in ("COMMIT", "ROLLBACK", "BEGIN"):
-        return TRANSACTION
+    elif text in ("COMMIT", "ROLLBACK", "BEGIN", "SET AUTOCOMMIT = 0", "SET AUTOCOMMIT = 1"):
+        return TRANSACTION  # the last two are PyMySQL's autocommit(), which the status tells all of
     elif text.startswith(("INSERT ", "UPDATE ", "DELETE ", "SET ")):
         pass
     elif reading := re.match(_READING, text):

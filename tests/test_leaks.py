@@ -202,6 +202,7 @@ ALONE = {
     "variable by trigger that fails": Leak(failing("delete from triggers"), VARIABLE),
     "transaction of a call that fails": Leak(failing("call fails()"), in_transaction, ON, outside=True),
     "autocommit()": Leak(lambda connection: connection.autocommit(value=False), "select @@autocommit", ON),
+    "autocommit() on": Leak(lambda connection: connection.autocommit(value=True), "select @@autocommit", OFF),
     "begin()": Leak(lambda c: (c.begin(), run("select * from t")(c)), in_transaction, ON, outside=True),
     "set_character_set": Leak(rename_charset, NAMES),
     "use": Leak("use mysql", "select database()"),

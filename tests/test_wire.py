@@ -157,6 +157,11 @@ def running(*statements: str) -> Deed:
     return deed
 
 
+def turn(connection: Any, autocommit: str) -> None:
+    connection.autocommit(autocommit == "on")
+    connection.commit()
+
+
 INSERT = "insert into t values (1, 'ann@example.org')"
 WAYS = [by_close, by_block, by_block_of_the_pool, by_exception]
 
@@ -176,6 +181,8 @@ WAYS = [by_close, by_block, by_block_of_the_pool, by_exception]
         (False, running("begin", "select n from t", "commit"), 3),
         (False, lambda connection: (connection.begin(), connection.commit()), 2),
         (True, lambda connection: connection.ping(reconnect=False), 1),
+        (True, lambda connection: (turn(connection, "off"), ask(connection, "select 1"), turn(connection, "on")), 5),
+        (False, lambda connection: (turn(connection, "on"), ask(connection, "select 1"), turn(connection, "off")), 5),
     ],
 )
 def test_a_clean_cycle_costs_no_command(  # noqa: PLR0917 - fixtures
