@@ -80,7 +80,7 @@ _BUILT_IN = {pymysql.cursors.Cursor: Cursor, pymysql.cursors.DictCursor: DictCur
 
 def of_block(cursor: Any) -> Any:
     """`cursor`, of whatever class, as the cursor of a block."""
-    cls = type(cursor)
+    cls = cursor.__class__  # which of a proxy, as those that trace are, is the class of the cursor in it
     with contextlib.suppress(TypeError):  # of another layout: it does not answer for its connection
         cursor.__class__ = _subclass(cls, "_pymysqlpool_of_block", _OfBlock, cls)
     return cursor

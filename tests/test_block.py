@@ -148,6 +148,43 @@ def test_the_cursor_of_a_block_answers_for_its_connection(make_pool: MakePool) -
             _ = conn.no_such_thing
 
 
+class Proxy:
+    """Stands in front of a cursor, as tracers' cursors do, and has the class of what is behind it."""
+
+    def __init__(self, behind: Any) -> None:
+        object.__setattr__(self, "behind", behind)
+
+    def __getattribute__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "behind"), name)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(object.__getattribute__(self, "behind"), name, value)
+
+
+class Proxied(Connection):
+    """All its cursors are behind proxies."""
+
+    def cursor(self, cursor: Any = None) -> Any:
+        return Proxy(super().cursor(cursor))
+
+
+def test_a_proxy_of_a_cursor_answers_for_its_connection(make_pool: MakePool) -> None:
+    """What a subclass's `cursor()` puts in front of a cursor stays in front of it in a block."""
+    pool = make_pool(size=1, connection_class=Proxied)
+    with pool.get_connection() as cursor:
+        assert type(cursor) is type(cursor.cursor()) is Proxy
+        cursor.execute("select 1 + 1")
+        cursor.commit()
+        assert cursor.connection.execute_query("select 1", return_one=True) == (1,)
+    assert pool.size() == 1
+
+
 def test_a_closed_cursor_does_not_end_the_block(make_pool: MakePool, add: Add, numbers: Numbers) -> None:
     """A block whose cursor was closed by hand commits and returns as any other, and the cursor is a closed one."""
     pool = make_pool(size=1)
