@@ -6,17 +6,31 @@ import functools
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from pymysql.constants import CLIENT
+from pymysql.constants import CLIENT, ER
 from pymysql.err import DatabaseError
 
 from .driver import SERVER_SESSION_STATE_CHANGED
-from .reset import TRACKING, Reset, Server, is_mariadb, rows, session_variables
+from .reset import TRACKING, Reset, Server, rows, session_variables
 from .session import Session
 
 if TYPE_CHECKING:
     import ssl
 
     from .driver import PyMySQLConnection
+
+
+# MySQL 5.7, and what only speaks its protocol, have no roles, and say so in one of these ways.
+_NO_ROLES_THERE = frozenset(
+    [
+        ER.NO_DB_ERROR,
+        ER.PARSE_ERROR,
+        ER.UNKNOWN_ERROR,
+        ER.UNKNOWN_TABLE,
+        ER.NO_SUCH_TABLE,
+        ER.NOT_SUPPORTED_YET,
+        ER.SP_DOES_NOT_EXIST,
+    ]
+)
 
 
 class Opener:
@@ -81,21 +95,21 @@ def track(connection: PyMySQLConnection, settings: str) -> None:
 
 
 def _ask(connection: PyMySQLConnection) -> tuple[object, str | None, str | None]:
-    """Which server this is, the session's database, and its role as SET ROLE takes it.
+    """Which server this is, the session's database, and what leads back to its role; None where it can have none.
 
-    The role is None where the session can have none.
+    MariaDB has `ROLE x` within a SET, MySQL `SET ROLE x`. Their answers tell which it is: the greeting is a proxy's.
     """
-    may_have_role = "1" if is_mariadb(connection) else "(SELECT COUNT(*) > 0 FROM information_schema.applicable_roles)"
+    ask = "SELECT @@hostname, @@port, DATABASE(), {}"
     try:
-        [row] = rows(connection, f"SELECT @@hostname, @@port, DATABASE(), {may_have_role}, CURRENT_ROLE()")
-    except DatabaseError:
-        if not connection.open:
+        [row] = rows(
+            connection, ask.format("CURRENT_ROLE(), (SELECT COUNT(*) > 0 FROM information_schema.applicable_roles)")
+        )
+    except DatabaseError as error:
+        if error.args[0] not in _NO_ROLES_THERE:
             raise
-        [row] = rows(connection, "SELECT @@hostname, @@port, DATABASE(), 0, NULL")  # MySQL 5.7 has no roles
-    hostname, port, database, may_have_role, role = row
+        [row] = rows(connection, ask.format("'NONE', 0"))
+    hostname, port, database, role, may_have_role = row
     identity = (hostname, port, connection.get_server_info(), connection.server_capabilities)
-    if may_have_role != "1":
-        role = None
-    elif is_mariadb(connection):  # pragma: no branch  on MySQL it is a list already
-        role = "NONE" if role is None else connection.escape(role)
-    return identity, database, role
+    if role is None or (role != "NONE" and role[0] not in '`"'):  # MariaDB's, which quotes no name
+        return identity, database, f"ROLE {'NONE' if role is None else connection.escape(role)}"
+    return identity, database, f"SET ROLE {role}" if may_have_role == "1" else None

@@ -101,8 +101,9 @@ class Server:
 class Reset:
     """How one session is made again what `connect()` has made it.
 
-    Two things are kept by COM_RESET_CONNECTION. The role is set again. The database is chosen again only where a
-    statement may have changed it; the SET fails where it is another one all the same, and then the session is replaced.
+    Two things are kept by COM_RESET_CONNECTION. The role is set again, by `role`: part of a SET, or a statement of its
+    own. The database is chosen again only where a statement may have changed it; the SET fails where it is another one
+    all the same, and then the session is replaced.
     """
 
     def __init__(
@@ -130,10 +131,8 @@ class Reset:
         if connection._is_tracked:
             settings.append(TRACKING)
         after: list[str] = []
-        if role is not None and is_mariadb(connection):
-            settings.append(f"ROLE {role}")
-        elif role is not None:  # pragma: no cover  on MySQL, which has it as a statement of its own
-            after.append(f"SET ROLE {role}")
+        if role is not None:
+            (after if role.startswith("SET") else settings).append(role)
         if connection.init_command is not None:
             after.append(connection.init_command)
             after.append(f"SET autocommit = {final_autocommit}")
@@ -170,11 +169,6 @@ def _collation(connection: PyMySQLConnection) -> str | None:
     handshake: Any = charset_by_name(connection.charset)
     collation: str | None = getattr(connection, "collation", handshake.collation)
     return collation
-
-
-def is_mariadb(connection: PyMySQLConnection) -> bool:
-    """Whether the server is MariaDB, not MySQL."""
-    return "MariaDB" in connection.get_server_info()
 
 
 def session_variables(connection: PyMySQLConnection) -> dict[str, str]:

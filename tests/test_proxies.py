@@ -1,0 +1,266 @@
+"""What a server, or a proxy in front of it, may refuse, lack or do by itself, and what a borrower sees of that."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+
+import pymysql
+import pytest
+from helpers import eventually, is_in, one_thread
+from protocol_proxy import Command, ProtocolProxy, error_packet
+from pymysql.constants import ER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helpers import Admin, MakePool
+    from server import Server
+
+    from pymysqlpool import ConnectionPool
+
+# No test waits for so long; it stands where a borrower that hangs would wait for ever.
+GENEROUS = 10.0
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[ProtocolProxy]:
+    """A proxy between the pool and the server."""
+    with ProtocolProxy(server.host, server.port) as between:
+        yield between
+
+
+@pytest.fixture
+def make_proxied_pool(make_pool: MakePool, proxy: ProtocolProxy, schema: str) -> MakePool:
+    """Make pools of one place behind the proxy."""
+
+    def make(**kwargs: Any) -> ConnectionPool:
+        return make_pool(size=1, host=proxy.host, port=proxy.port, ssl_disabled=True, database=schema, **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def plain(server: Server, database: str) -> Iterator[Admin]:
+    """A plain connection to the test's own schema, which sees what is committed."""
+    with pymysql.connect(**server.connect_kwargs, database=database, autocommit=True, ssl_disabled=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def schema(database: str, plain: Admin) -> str:
+    """The test's own schema, with a table `t`, and a procedure and a function that write to it."""
+    with plain.cursor() as cursor:
+        cursor.execute("create table t (name varchar(20)) engine=innodb")
+        cursor.execute("create procedure adds() begin insert into t values ('b'); select 'added'; end")
+        cursor.execute(
+            "create function adds_too() returns int reads sql data begin insert into t values ('b'); return 1; end"
+        )
+    return database
+
+
+def names(plain: Admin) -> list[str]:
+    """What anybody can see in the table."""
+    with plain.cursor() as cursor:
+        cursor.execute("select name from t")
+        return [name for (name,) in cursor.fetchall()]
+
+
+def run(connection: Any, *statements: str) -> Any:
+    """Run statements and return the rows of the last."""
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+        return tuple(cursor.fetchall())
+
+
+class Refusal:
+    """Refuses one command, the n-th from now on, as a server does whose query was killed or that is not ready."""
+
+    def __init__(self, proxy: ProtocolProxy, n: int, *, is_done: bool = False, code: int = 1047) -> None:
+        self._left = n
+        self.is_over = False
+        self._is_done = is_done
+        self._error = error_packet(code, "refused by the test")
+        self.refused: Command | None = None
+        proxy.answer = self._answer
+        proxy.alter = self._alter
+
+    def _is_it(self, command: Command) -> bool:
+        self._left -= 1
+        if self._left == -1 and not self.is_over:
+            self.refused = command
+        return self._left == -1 and not self.is_over
+
+    def _answer(self, command: Command) -> list[bytes] | None:
+        return [self._error] if not self._is_done and self._is_it(command) else None
+
+    def _alter(self, command: Command, reply: list[bytes]) -> list[bytes]:
+        return [self._error] if self._is_done and self._is_it(command) else reply
+
+
+# What the pool is made with, and what its borrower leaves, so that this is owed.
+OWED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "rollback": ({"autocommit": False, "reset": "rollback"}, ["insert into t values ('a')"]),
+    "rollback, autocommit on": ({"autocommit": True, "reset": "rollback"}, ["begin", "insert into t values ('a')"]),
+    "reset": ({"autocommit": False}, ["insert into t values ('a')"]),
+    "reset, autocommit on": ({"autocommit": True}, ["begin", "set @left = 1", "insert into t values ('a')"]),
+    "reset, database": ({"autocommit": False}, ["use mysql", "insert into {0}.t values ('a')"]),
+    "reset, init_command": (
+        {"autocommit": False, "init_command": "set @init = 1"},
+        ["set @left = 1", "insert into t values ('a')"],
+    ),
+    "reset, init_command that reads": (
+        {"autocommit": False, "init_command": "select 1 from t", "sql_mode": "ANSI"},
+        ["insert into t values ('a')"],
+    ),
+    "reset always": ({"autocommit": True, "reset": "session"}, ["begin", "insert into t values ('a')"]),
+}
+
+
+class First(NamedTuple):
+    """What the next borrower does first, the rows that this adds, and what it gets."""
+
+    run: Callable[[Any], object]
+    added: list[str]
+    gets: object = ()
+    is_committed: bool | None = None
+    """None: where autocommit is on."""
+
+
+def sql(*statements: str) -> Callable[[Any], object]:
+    return lambda connection: run(connection, *statements)
+
+
+FIRST: dict[str, First] = {
+    "select": First(sql("select count(*), @left from t"), [], ((0, None),)),
+    "insert": First(sql("insert into t values ('b')"), ["b"]),
+    "begin": First(lambda connection: connection.begin(), [], None),
+    "begin, insert": First(sql("begin", "insert into t values ('b')"), ["b"], is_committed=False),
+    "call": First(sql("call adds()"), ["b"], (("added",),)),
+    "function": First(sql("select adds_too()"), ["b"], ((1,),)),
+    "commit": First(lambda connection: connection.commit(), [], None),
+    "rollback": First(lambda connection: connection.rollback(), [], None),
+    "autocommit": First(sql("set autocommit = 1"), []),
+    "database": First(lambda connection: connection.select_db("information_schema"), [], None),
+    "ping": First(lambda connection: connection.ping(reconnect=False), [], None),
+    "lock": First(sql("lock tables t read"), []),
+    "ddl": First(sql("create table other (n int)"), []),
+    "for update": First(sql("select * from t for update"), []),
+}
+
+
+def borrow_and_run(pool: ConnectionPool, proxy: ProtocolProxy, first: First, *, is_late: bool) -> Any:
+    """Borrow and do it, where the replies that are owed have come before, or come when they are waited for."""
+    connection = pool.get_connection()
+    if not is_late:
+        assert first.run(connection) == first.gets
+        return connection
+    with one_thread() as thread:
+        doing = thread.submit(first.run, connection)
+        [worker] = thread._threads
+        eventually(lambda: is_in(worker, "read_pending"))
+        proxy.let_go()
+        assert doing.result(GENEROUS) == first.gets
+    return connection
+
+
+def leave_first(pool: ConnectionPool) -> None:
+    """Let the pool see how the server resets: of its very first reset it waits for the replies by itself."""
+    for _ in range(2):
+        with pool.connection() as connection:
+            run(connection, "set @first = 1")
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["not done", "done"])
+@pytest.mark.parametrize("is_late", [False, True], ids=["come", "late"])
+@pytest.mark.parametrize("owed", OWED)
+def test_where_a_reset_is_refused_nothing_runs_on_its_session(  # noqa: PLR0917 - fixtures
+    make_proxied_pool: MakePool,
+    proxy: ProtocolProxy,
+    plain: Admin,
+    schema: str,
+    owed: str,
+    is_late: bool,
+    is_done: bool,
+) -> None:
+    """Whichever command of a reset or ROLLBACK fails, the next borrower's runs once, and on a clean session."""
+    options, deeds = OWED[owed]
+    pool = make_proxied_pool(**options)
+    leave_first(pool)
+    refused = set()
+    for name, first in FIRST.items():
+        n = replies = 0
+        while n <= replies:  # in the last round all goes well
+            connection = pool.get_connection()
+            run(connection, *(deed.format(schema) for deed in deeds))
+            if is_late:
+                proxy.hold()
+            refusal = Refusal(proxy, n, is_done=is_done)
+            proxy.commands.clear()
+            connection.close()
+            session = pool._pool.queue[-1]._place.session
+            assert session is not None
+            assert session.pending is not None
+            replies = session.pending.replies
+            if n == replies:
+                refusal.is_over = True
+            if not is_late:
+                eventually(lambda: len(proxy.commands) >= replies)  # noqa: B023  called at once
+            connection = borrow_and_run(pool, proxy, first, is_late=is_late)
+            where = f"{name}, refused: {refusal.refused}"
+            assert (refusal.refused is None) == (n == replies), where
+            refused.add(refusal.refused)
+            is_committed = options["autocommit"] if first.is_committed is None else first.is_committed
+            assert names(plain) == (first.added if is_committed else []), where
+            connection.rollback()
+            assert names(plain) == (first.added if is_committed else []), where
+            run(connection, "unlock tables")  # what is not undone with reset="rollback"
+            connection.autocommit(options["autocommit"])
+            connection.select_db(schema)
+            connection.close()
+            run(plain, "delete from t", *(["drop table other"] if name == "ddl" else []))
+            n += 1
+    assert pool.size() == 1
+    assert len(refused) >= 2
+
+
+@pytest.fixture
+def role(plain: Admin) -> Iterator[str]:
+    """A role that the pool's user may take."""
+    name = f"role_{uuid.uuid4().hex[:16]}"
+    run(plain, f"create role {name}")
+    try:
+        [(user,)] = run(plain, "select current_user()")
+        run(plain, "grant {} to {}@'{}'".format(name, *user.split("@")))
+        yield name
+    finally:
+        run(plain, f"drop role {name}")
+
+
+STATE = "select @left, ifnull(nullif(current_role(), 'NONE'), 'none'), @@autocommit, @@sql_mode, database(), @init"
+
+
+@pytest.mark.parametrize("code", [ER.UNKNOWN_COM_ERROR, ER.QUERY_INTERRUPTED])
+def test_where_a_question_at_an_opening_is_refused(
+    make_proxied_pool: MakePool, proxy: ProtocolProxy, schema: str, role: str, code: int
+) -> None:
+    """Whatever is refused while a session is opened, or reset and looked at for the first time: nothing is left."""
+    n = 0
+    is_last = False
+    while not is_last:
+        pool = make_proxied_pool(pre_create_num=0, sql_mode="ANSI_QUOTES", init_command="set @init = 1")
+        refusal = Refusal(proxy, n, code=code)
+        with suppress(pymysql.Error), pool.connection() as connection:
+            run(connection, f"set role {role}", "set @left = 1")
+        with suppress(pymysql.Error), pool.connection() as connection:
+            assert run(connection, STATE) == ((None, "none", 0, "ANSI_QUOTES", schema, 1),), refusal.refused
+        is_last = refusal.refused is None
+        refusal.is_over = True
+        with pool.connection() as connection:
+            assert run(connection, STATE) == ((None, "none", 0, "ANSI_QUOTES", schema, 1),), refusal.refused
+        assert pool.size() == 1
+        pool.close()
+        n += 1
+    assert n > 12
