@@ -158,11 +158,10 @@ class Block:
 class End:
     """What `with` calls at its end: it belongs to one block, in whatever thread it is called."""
 
-    __slots__ = ("__weakref__", "beginning", "block", "cursor", "handle", "thread")
+    __slots__ = ("__weakref__", "beginning", "block", "cursor", "handle")
 
     def __init__(self, handle: Connection) -> None:
         self.handle = handle
-        self.thread = get_ident()
         self.block: Block | None = None
         self.beginning: Beginning | None = None
         self.cursor: Any = None
@@ -191,7 +190,7 @@ class EndOfBlock:
             return _exit if handle is None else functools.partial(_exit, handle)
         end = End(handle)
         # Not for longer than the `with` itself refers to it: others look this attribute up as well.
-        vars(handle).setdefault("_ends", []).append(weakref.ref(end))
+        vars(handle).setdefault("_ends", {})[get_ident()] = weakref.ref(end)
         return end
 
 
@@ -235,16 +234,9 @@ def leave(handle: Connection, error: BaseException | None) -> None:
 
 
 def _end_of_this_with(handle: Connection) -> End | None:
-    """The end that the `with` which enters `handle` now has looked up, just before."""
-    ends: list[weakref.ref[End]] = vars(handle).get("_ends", [])
-    for reference in reversed(ends):
-        end = reference()
-        if end is None or (end.block is None and end.thread == get_ident()):
-            with contextlib.suppress(ValueError):
-                ends.remove(reference)
-        if end is not None and end.block is None and end.thread == get_ident():
-            return end
-    return None
+    """The end that the `with` which enters `handle` now has looked up, just before; the thread's last, so."""
+    reference: weakref.ref[End] | None = vars(handle).get("_ends", {}).pop(get_ident(), None)
+    return reference() if reference is not None else None
 
 
 def _exit(

@@ -171,6 +171,7 @@ class Proxied(Connection):
     """All its cursors are behind proxies."""
 
     def cursor(self, cursor: Any = None) -> Any:
+        """One behind a proxy."""
         return Proxy(super().cursor(cursor))
 
 

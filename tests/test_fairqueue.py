@@ -201,7 +201,10 @@ def test_a_waiter_that_never_left_the_line_holds_nobody_up(threads: ThreadPoolEx
     """One that was interrupted a second time while it left the line neither takes an item nor keeps others from one."""
     items: FairQueue[str] = FairQueue()
     items._line[-1] = fairqueue.Waiter().reference  # gone, and still in the line
-    assert items.waiting() == 0
+    alive = fairqueue.Waiter()
+    items._line[-2] = alive.reference
+    assert items.waiting() == 1
+    del items._line[-2]
     items._line[-1] = fairqueue.Waiter().reference
     items.put("one")
     assert items.get(timeout=0) == "one"
