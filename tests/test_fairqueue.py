@@ -133,7 +133,7 @@ def interrupt(_: EventfulQueue) -> None:
 def test_a_waiter_that_times_out_while_it_is_handed_an_item_gets_it() -> None:
     """What is handed over between the end of the time and its last look is not lost: the waiter takes it."""
     items = EventfulQueue(put)
-    assert items.get(timeout=0.001) == "handed"
+    assert items.get(timeout=0.1) == "handed"
     assert (items.qsize(), items.waiting()) == (0, 0)
 
 
@@ -141,13 +141,13 @@ def test_what_comes_after_the_time_rests() -> None:
     """Who has timed out has left the line: what comes then goes to others."""
     items = EventfulQueue()
     with pytest.raises(queue.Empty):
-        items.get(timeout=0.001)
+        items.get(timeout=0.1)
     assert items.waiting() == 0
     items.put("later")
     assert items.idle() == ["later"]
 
 
-@pytest.mark.parametrize("timeout", [0.001, 30])
+@pytest.mark.parametrize("timeout", [0.1, 30])
 def test_an_interrupted_waiter_hands_on_to_the_next(threads: ThreadPoolExecutor, timeout: float) -> None:
     """A waiter that is interrupted after it was handed an item gives it to the next in line."""
     items = EventfulQueue(put, interrupt)
@@ -163,7 +163,7 @@ def test_an_interrupted_waiter_hands_on_to_the_next(threads: ThreadPoolExecutor,
     behind: list[Future[str]] = []
     items.events.insert(0, lambda _: behind.extend(line_up(items, threads, 2)))
     with pytest.raises(KeyboardInterrupt):
-        items.get(timeout=0.001)
+        items.get(timeout=0.1)
     assert behind[0].result() == "handed"
     assert (items.qsize(), items.waiting(), behind[1].done()) == (0, 1, False)
     items.put("next")
@@ -174,7 +174,7 @@ def test_an_interrupted_waiter_lets_it_rest() -> None:
     """Where nobody waits behind it, what an interrupted waiter was handed rests."""
     items = EventfulQueue(put, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        items.get(timeout=0.001)
+        items.get(timeout=0.1)
     assert items.idle() == ["handed"]
     assert items.waiting() == 0
 
@@ -183,7 +183,7 @@ def test_an_interrupted_waiter_leaves_the_line() -> None:
     """A waiter that is interrupted before it was handed anything is handed nothing."""
     items = EventfulQueue(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        items.get(timeout=0.001)
+        items.get(timeout=0.1)
     items.put("later")
     assert items.idle() == ["later"]
 
@@ -316,7 +316,7 @@ def test_what_comes_just_before_the_close_is_had_by_one() -> None:
     found: list[str] = []
     items = EventfulQueue(put, lambda queue_: found.extend(queue_.close()))
     with pytest.raises(QueueClosed):
-        items.get(timeout=0.001)
+        items.get(timeout=0.1)
     assert found == ["handed"]
 
 
@@ -324,7 +324,7 @@ def test_nothing_comes_to_rest_in_a_closed_queue() -> None:
     """What a waiter was handed before the queue was closed, and could not take, does not rest in there."""
     items = EventfulQueue(put, lambda queue_: queue_.close(), interrupt)
     with pytest.raises(BaseException):  # noqa: B017, PT011  the interrupt or what came of it
-        items.get(timeout=0.001)
+        items.get(timeout=0.1)
     assert items.idle() == []
     with pytest.raises(QueueClosed):
         items.get(block=False)
@@ -380,7 +380,7 @@ def test_signals_and_collectors_strike_anywhere(waiters: int) -> None:
         if not handling:  # else handlers would pile up
             handling.append(None)
             with suppress(queue.Empty):
-                items.put(items.get(timeout=0.001))
+                items.put(items.get(timeout=0.1))
             handling.pop()
 
     def work(rounds: int = 500) -> None:
