@@ -644,6 +644,22 @@ def test_a_replacement_that_fails_leaves_a_place_to_be_opened(make_pool: MakePoo
             assert pool.get_connection().execute_query("select 1") == ((1,),)
 
 
+def test_what_is_done_on_a_replacement_is_known(make_pool: MakePool, admin: Admin, database: str) -> None:
+    """A block commits what it wrote on the session that has replaced its own, whatever its first command was."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"create table {database}.t (n int) engine=innodb")
+    connection = make_pool(size=1).get_connection()
+    connection._send(connection._place.session, to_commands((COMMAND.COM_QUERY, b"no SQL")))
+    session = connection.thread_id()
+    with connection as cur:
+        connection.select_db(database)
+        assert connection.thread_id() != session
+        cur.execute("insert into t values (1)")
+    with admin.cursor() as cursor:
+        cursor.execute(f"select n from {database}.t")
+        assert cursor.fetchall() == ((1,),)
+
+
 @pytest.mark.parametrize(
     "statement", ["set profiling = 1", "set optimizer_trace = 'enabled=on'", "set resource group g"]
 )
