@@ -492,7 +492,8 @@ class Soak:
         gc.collect()
         gc.collect()  # what finalizers have left
         if (size := self.pool.size()) != self.pool.maxsize:
-            self.report(f"of {self.pool.maxsize} places {size} are back")
+            out = [loan.as_data() for loan in self.pool._pool.borrows()]
+            self.report(f"of {self.pool.maxsize} places {size} are back, out are {out}")
         try:
             connections = [self.pool.get_connection(timeout=0) for _ in range(self.pool.maxsize)]
             for connection in connections:
