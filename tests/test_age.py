@@ -122,6 +122,18 @@ def test_idle_connections_up_to_size_stay(make_pool: MakePool, clock: Clock) -> 
     assert sessions_kept(pool, before) == 3
 
 
+def test_as_many_sessions_are_closed_as_are_too_many(make_pool: MakePool, clock: Clock) -> None:
+    """A place without a session is no session that could be closed, and does not stand for one."""
+    pool = make_pool(size=1, maxsize=4, idle_timeout=5)
+    lent = [pool.get_connection() for _ in range(3)]
+    for connection in lent:
+        connection.close()
+    assert (pool.size(), pool.total_num) == (4, 3)
+    clock.advance(5)
+    pool.get_connection().close()
+    assert (pool.size(), pool.total_num) == (4, 1)
+
+
 def test_what_is_in_use_is_not_idle(make_pool: MakePool, clock: Clock) -> None:
     """The rest counts from the return, and connections that are lent are not closed, however long that takes."""
     pool = make_pool(size=1, maxsize=3, idle_timeout=5)

@@ -184,12 +184,16 @@ def run(connection: Any, deed: str) -> None:
 
 
 def check(connection: Any) -> int:
-    """Whose session it is, where the answer is the one to this very question, and nothing is left of another's."""
+    """Whose session it is, where the answer is the one to this very question, and nothing is left of another's.
+
+    Nor is the pool's own patience with its commands: the answer may take as long as the user's `read_timeout` says.
+    """
     unique = uuid.uuid4().hex
     with connection.cursor() as cursor:
         cursor.execute(f"select '{unique}', @left, connection_id()")
         [(answer, left, session)] = cursor.fetchall()
     assert (answer, left) == (unique, None)
+    assert connection._sock.gettimeout() == connection.kwargs.get("read_timeout")
     return int(session)
 
 

@@ -45,7 +45,8 @@ class ApplicationError(Exception):
     """One that is not the database's."""
 
 
-SOUND_CODES = [1021, 1040, 1044, 1054, 1105, 1142, 1151, 1162, 1205, 1213, 1289, 1317, 1969, 3024, 3572, 4030, 5000]
+SOUND_CODES = [1000, 1021, 1040, 1044, 1054, 1105, 1142, 1151, 1162, 1205, 1213, 1289, 1317, 1969, 1999]
+SOUND_CODES += [3000, 3024, 3572, 4030, 5000]
 LOST_CODES = [1053, 1927, 4031, *range(1152, 1162), 1290, 1792, 1836]
 CLIENT_CODES = [2000, 2006, 2013, 2014, 2026, 2055, 2999]
 
@@ -67,7 +68,7 @@ SOUND = [
     InternalError(1205, "why"),
 ]
 LOST = [
-    *(OperationalError(code, "why") for code in [*LOST_CODES, *CLIENT_CODES]),
+    *(OperationalError(code, "why") for code in [999, *LOST_CODES, *CLIENT_CODES]),
     *(InternalError(code, "why") for code in (1053, 1290, 2013)),
     OperationalError("no code"),
     OperationalError(),
