@@ -211,8 +211,11 @@ class Connection(Wire, pymysql.connections.Connection):
         self._result = None
 
     def __del__(self) -> None:
-        if self._token is None and self._sock is not None:  # else its session sees to the socket
-            self._force_close()
+        if self._token is None:
+            if self._sock is not None:  # else its session sees to the socket
+                self._force_close()
+        elif self._wrote and self._place is not None:
+            self._place.loan.has_lost_writes = True
 
     def _force_close(self) -> None:
         # Before 1.1 PyMySQL left the file, and with it the socket, to the collector.

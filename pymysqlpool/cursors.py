@@ -55,17 +55,17 @@ class DictCursor(pymysql.cursors.DictCursor, Shorthands):  # type: ignore[misc] 
 
 
 class _OfBlock:
-    """The cursor of a `with` block, which answers for its connection, so that `as cur` and `as conn` are both right."""
+    """The cursor of a `with` block, which answers for its connection, so that `as cur` and `as conn` are both right.
 
-    connection: Any
+    Also when it is closed, or the block has ended: a returned connection says so itself.
+    """
 
     def __getattr__(self, name: str) -> Any:
         with contextlib.suppress(AttributeError):
             return super().__getattr__(name)  # type: ignore[misc]  # the cursor class's own, if it has one
-        if name != "connection" and (connection := vars(self).get("connection")) is not None:
-            return getattr(connection, name)
-        hint = ": its connection has been returned" if hasattr(pymysql.connections.Connection, name) else ""
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+        if name != "connection" and hasattr(handle := vars(self).get("_pymysqlpool_handle"), name):
+            return getattr(handle, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 def with_shorthands(cursorclass: Any) -> Any:
@@ -83,6 +83,7 @@ def of_block(cursor: Any) -> Any:
     cls = cursor.__class__  # which of a proxy, as those that trace are, is the class of the cursor in it
     with contextlib.suppress(TypeError):  # of another layout: it does not answer for its connection
         cursor.__class__ = _subclass(cls, "_pymysqlpool_of_block", _OfBlock, cls)
+        cursor._pymysqlpool_handle = cursor.connection
     return cursor
 
 

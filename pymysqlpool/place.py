@@ -72,7 +72,7 @@ class Record:
 class Loan:
     """Who has a place, since when, and from which line. It outlives the place, to tell who has lost it."""
 
-    __slots__ = ("_at", "borrower", "is_opening", "since", "was_warned_of")
+    __slots__ = ("_at", "borrower", "has_lost_writes", "is_opening", "since", "was_warned_of")
 
     def __init__(self) -> None:
         self.borrower: Thread | None = None
@@ -80,6 +80,8 @@ class Loan:
         #: Whether the borrower does not have its connection yet, but opens it.
         self.is_opening = False
         self.was_warned_of = False
+        #: Whether the handle was dropped with something written in an open transaction.
+        self.has_lost_writes = False
         #: The instruction that borrows: its code and its number there.
         self._at: tuple[CodeType, int]
 

@@ -126,7 +126,7 @@ class Places(FairQueue["Connection"]):
             self.give_back(self._template.copy(place))
             lost = record.loan.as_data()
             if lost is not None:
-                _warn_of_lost(lost)
+                _warn_of_lost(lost, has_written=record.loan.has_lost_writes)
 
     # Care
 
@@ -195,10 +195,14 @@ def _is_ready(connection: Connection) -> bool:
     return session is None or session.pending is None or not session.owes_replies()
 
 
-def _warn_of_lost(lost: dict[str, Any]) -> None:
+def _warn_of_lost(lost: dict[str, Any], *, has_written: bool) -> None:
     message = (
         "a connection that {thread!r} borrowed here {seconds:.1f} s ago was never returned: close() it".format_map(lost)
     )
+    if has_written:
+        message += (
+            ". What was written on it is lost: commit() before, use a with block, or make the pool with autocommit=True"
+        )
     try:
         warnings.warn_explicit(message, ResourceWarning, lost["file"], lost["line"])
     except ResourceWarning:

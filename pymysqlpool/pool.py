@@ -36,15 +36,26 @@ if TYPE_CHECKING:
     from .place import Place
     from .session import Session
 
+#: A pool's `size` where neither it nor a smaller `maxsize` is given.
+DEFAULT_SIZE = 10
+
+# Keywords that would go through to PyMySQL. The last two are those of the old package between its classic releases and
+# its last ones.
+_REFUSED = {
+    "defer_connect": "the pool opens a connection when one is needed",
+    "max_size": "the bound is given as maxsize=",
+    "pre_create": "how many are opened at once is given as pre_create_num=",
+}
+
 
 class ConnectionPool:
     """At most `maxsize` connections to one server, lent in the order of asking. All times are seconds, as floats.
 
-    - `size` (default 10): how many are meant to be open; `maxsize`: the bound under load (None: `size`);
-      `pre_create_num`: how many are opened at once (None: all of `size`).
+    - `size` (None: 10, or `maxsize` where that is less): how many are meant to be open; `maxsize`: the bound under
+      load (None: `size`); `pre_create_num`: how many are opened at once, up to `maxsize` (None: all of `size`).
     - `name`: defaults to `host-port-user-database`.
-    - `con_lifetime` (3600.0; 0 or None: no end): a connection older than this is replaced when it is borrowed or
-      returned.
+    - `con_lifetime` (3600.0; 0, negative or None: no end): a connection older than this is replaced when it is borrowed
+      or returned.
     - `idle_timeout` (600.0; None: never): how long connections above `size` may rest.
     - `ping_after` (30.0; 0: always; None: never): one that has rested longer is pinged before it is lent.
     - `max_waiting` (None: no limit): with so many threads in the line, the next is refused at once.
@@ -61,9 +72,9 @@ class ConnectionPool:
 
     def __init__(
         self,
-        size: int = 10,
+        size: int | None = None,
         name: str | None = None,
-        *,
+        *by_name_only: NoReturn,
         maxsize: int | None = None,
         pre_create_num: int | None = None,
         con_lifetime: float | None = 3600.0,
@@ -77,11 +88,12 @@ class ConnectionPool:
     ) -> None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name should be a string, not {name!r}: a bound is given as maxsize=")
-        _check_count("size", size, at_least=1)
-        maxsize = size if maxsize is None else maxsize
-        _check_count("maxsize", maxsize, at_least=size)
-        pre_create_num = size if pre_create_num is None else pre_create_num
-        _check_count("pre_create_num", pre_create_num, at_most=size)
+        if by_name_only:
+            raise TypeError(
+                "only size and name are given by position: maxsize=, pre_create_num=, con_lifetime=, host= and all "
+                "others by name"
+            )
+        size, maxsize, pre_create_num = _counts(size, maxsize, pre_create_num)
         if max_waiting is not None:
             _check_count("max_waiting", max_waiting)
         if reset not in ("auto", "session", "rollback", None):
@@ -90,11 +102,13 @@ class ConnectionPool:
             raise TypeError(
                 f"connection_class should be a subclass of pymysqlpool.Connection, not {connection_class!r}"
             )
-        if "defer_connect" in connect_kwargs:
-            raise TypeError("defer_connect is the pool's own: it opens a connection when one is needed")
+        for keyword, reason in _REFUSED.items():
+            if keyword in connect_kwargs:
+                raise TypeError(f"{keyword} is no argument: {reason}")
         _replace_deprecated(connect_kwargs)
         self.maxsize = maxsize
-        self.con_lifetime = _seconds("con_lifetime", con_lifetime) or math.inf
+        lifetime = _seconds("con_lifetime", con_lifetime, at_least=-math.inf)
+        self.con_lifetime = lifetime if lifetime is not None and lifetime > 0 else math.inf
         self.idle_timeout = _seconds("idle_timeout", idle_timeout)
         self.ping_after = _seconds("ping_after", ping_after)
         self.leak_warning = _seconds("leak_warning", leak_warning)
@@ -134,9 +148,9 @@ class ConnectionPool:
         self,
         timeout: float | None = 1,
         retry_num: int = 1,
+        pre_ping: bool = False,
         *,
         retry_interval: float | None = None,
-        pre_ping: bool = False,
     ) -> Connection:
         """Borrow a connection, in up to `retry_num + 1` tries of `timeout` seconds each.
 
@@ -187,12 +201,12 @@ class ConnectionPool:
         self,
         timeout: float | None = 1,
         retry_num: int = 1,
+        pre_ping: bool = False,
         *,
         retry_interval: float | None = None,
-        pre_ping: bool = False,
     ) -> Iterator[Connection]:
         """A block with the whole `Connection`: commit, or rollback on an exception, then back. As `get_connection`."""
-        connection = self.get_connection(timeout, retry_num, retry_interval=retry_interval, pre_ping=pre_ping)
+        connection = self.get_connection(timeout, retry_num, pre_ping, retry_interval=retry_interval)
         connection._place.loan.is_for(_getframe())
         with connection:
             yield connection
@@ -290,6 +304,8 @@ class ConnectionPool:
                         ended, own, **holder
                     )
                 )
+        if self.maxsize == self._size and hasattr(error, "add_note"):  # pragma: no branch  the latter
+            error.add_note(f"the pool is fixed at {self._size}: a larger maxsize= lets it grow")
         return error
 
     # Care, taken at borrow and return: the pool has no thread of its own
@@ -530,23 +546,35 @@ def _say_goodbye(places: Places) -> None:
             hang_up(places.queue.pop())
 
 
-def _check_count(name: str, value: int, at_least: int = 0, at_most: float = math.inf) -> None:
+def _check_count(name: str, value: int, at_least: int = 0, at_most: float = math.inf) -> int:
+    """`value`, if it is a whole number within the limits."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} should be a whole number, not {value!r}")
     if not at_least <= value <= at_most:
         limit = f"at least {at_least}" if value < at_least else f"at most {at_most}"
         raise ValueError(f"{name} should be {limit}, not {value}")
+    return value
 
 
-def _seconds(name: str, seconds: Any) -> float | None:
+def _counts(size: int | None, maxsize: int | None, pre_create_num: int | None) -> tuple[int, int, int]:
+    """The three of a pool, with their defaults."""
+    if size is None:
+        size = DEFAULT_SIZE if maxsize is None else min(DEFAULT_SIZE, _check_count("maxsize", maxsize, at_least=1))
+    _check_count("size", size, at_least=1)
+    maxsize = size if maxsize is None else _check_count("maxsize", maxsize, at_least=size)
+    pre_create_num = size if pre_create_num is None else _check_count("pre_create_num", pre_create_num, at_most=maxsize)
+    return size, maxsize, pre_create_num
+
+
+def _seconds(name: str, seconds: Any, at_least: float = 0) -> float | None:
     """`seconds` as a float, if it is a number of seconds, or None."""
     if seconds is None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, (numbers.Real, decimal.Decimal)):
         raise TypeError(f"{name} should be seconds or None, not {seconds!r}")
     value: Any = seconds
-    if not value >= 0:
-        raise ValueError(f"{name} should be at least 0 seconds, not {seconds!r}")
+    if not value >= at_least:
+        raise ValueError(f"{name} should be at least {at_least} seconds, not {seconds!r}")
     if value > threading.TIMEOUT_MAX:
         raise ValueError(f"{name} should be at most {threading.TIMEOUT_MAX:.0f} seconds, not {seconds!r}")
     return float(value)

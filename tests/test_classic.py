@@ -135,7 +135,8 @@ def test_the_error_tells_who_holds_the_connections(make_pool: MakePool) -> None:
         for holder, note in zip(error.holders, error.__notes__):
             assert repr(holder["thread"]) in note
             assert f"{__file__}:{holder['line']}" in note
-        assert len(error.__notes__) == 2
+        assert "maxsize=" in error.__notes__[2]
+        assert len(error.__notes__) == 3
     pool.get_connection().close()
 
 
