@@ -7,7 +7,7 @@ import os
 import warnings
 from collections import deque
 from sys import _getframe
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, overload
 
 import pymysql.connections
 from pymysql.constants import CLIENT, SERVER_STATUS
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .block import Block
+    from .cursors import AnyCursor, BlockCursor
     from .place import Place
     from .pool import ConnectionPool
     from .session import Session
 
 _new = object.__new__
+_AnyCursor = TypeVar("_AnyCursor")
 
 
 class Connection(Wire, pymysql.connections.Connection):
@@ -100,6 +102,10 @@ class Connection(Wire, pymysql.connections.Connection):
         self._check_lent()
         return super().thread_id()  # type: ignore[no-untyped-call]
 
+    @overload
+    def cursor(self, cursor: None = None) -> AnyCursor: ...
+    @overload
+    def cursor(self, cursor: Callable[[Any], _AnyCursor]) -> _AnyCursor: ...
     def cursor(self, cursor: Any = None) -> Any:
         """PyMySQL's cursor, of the class or by the function asked for, else by `cursorclass`.
 
@@ -121,21 +127,22 @@ class Connection(Wire, pymysql.connections.Connection):
         """
         with self._unit_of_work() as connection, connection.cursor(DictCursor if dictcursor else None) as cursor:
             run(cursor, query, args, exec_many=exec_many)
-            if cursor.description is None:
+            if not cursor.description:
                 return None if return_one else ()
             return cursor.fetchone() if return_one else cursor.fetchall() or ()
 
     # Blocks
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> BlockCursor:
         """Begin a unit of work and return its cursor, which answers for its connection too.
 
         The block has this connection where it is free. What runs in a block on this handle already joins it; where
         another thread is in one, or the handle has been returned, the block borrows a connection of its own.
         """
         if self._pool is None:
-            return super().__enter__()
-        return block.enter(self, _getframe().f_back or _getframe())
+            return super().__enter__()  # type: ignore[return-value]
+        cursor: BlockCursor = block.enter(self, _getframe().f_back or _getframe())
+        return cursor
 
     if TYPE_CHECKING:
 

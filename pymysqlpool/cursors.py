@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pymysql.cursors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .connection import Connection
 
 
 class Shorthands:
@@ -66,6 +71,36 @@ class _OfBlock:
         if name != "connection" and hasattr(handle := vars(self).get("_pymysqlpool_handle"), name):
             return getattr(handle, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+if TYPE_CHECKING:
+    # What cursors are for a type checker, which can't know a pool's `cursorclass`: their rows may be tuples or dicts.
+
+    class AnyCursor(Cursor, DictCursor):
+        """A cursor of the connection's `cursorclass`."""
+
+        connection: Connection
+
+        def fetchone(self) -> Any: ...  # noqa: D102  PyMySQL's
+        def fetchmany(self, size: int | None = None) -> Any: ...  # noqa: D102  PyMySQL's
+        def fetchall(self) -> Any: ...  # noqa: D102  PyMySQL's
+        def __iter__(self) -> Iterator[Any]: ...
+        def __next__(self) -> Any: ...
+        def __getattr__(self, name: str) -> Any:
+            """What a `cursorclass` of the user's has."""
+
+    class BlockCursor(AnyCursor, Connection):
+        """The cursor of a `with` block, of the connection's `cursorclass`, which also answers for its connection.
+
+        So `with pool.get_connection() as cur: cur.execute(...)` is right, and `with pool.get_connection() as conn:
+        with conn.cursor() as cur: ...` too.
+        """
+
+        def __enter__(self) -> BlockCursor: ...
+        def close(self) -> None:
+            """Close the cursor. The block goes on, and its end returns the connection."""
+else:
+    BlockCursor = _OfBlock
 
 
 def with_shorthands(cursorclass: Any) -> Any:

@@ -14,7 +14,7 @@ import weakref
 from logging import DEBUG
 from sys import _getframe
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Callable, NoReturn
+from typing import TYPE_CHECKING, Any, Callable, Generic, NoReturn
 
 from pymysql.err import MySQLError
 
@@ -33,9 +33,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
+    from typing_extensions import Self, TypeVar  # which every type checker knows
+
     from .place import Place
     from .session import Session
 
+    Connection_co = TypeVar("Connection_co", bound=Connection, default=Connection, covariant=True)
+else:
+    from typing import TypeVar
+
+    Connection_co = TypeVar("Connection_co", covariant=True)
 #: A pool's `size` where neither it nor a smaller `maxsize` is given.
 DEFAULT_SIZE = 10
 
@@ -48,7 +55,7 @@ _REFUSED = {
 }
 
 
-class ConnectionPool:
+class ConnectionPool(Generic[Connection_co]):
     """At most `maxsize` connections to one server, lent in the order of asking. All times are seconds, as floats.
 
     - `size` (None: 10, or `maxsize` where that is less): how many are meant to be open; `maxsize`: the bound under
@@ -83,7 +90,7 @@ class ConnectionPool:
         max_waiting: int | None = None,
         leak_warning: float | None = None,
         reset: str | None = "auto",
-        connection_class: type[Connection] = Connection,
+        connection_class: type[Connection_co] = Connection,  # type: ignore[assignment]  # the default of both
         **connect_kwargs: Any,
     ) -> None:
         if name is not None and not isinstance(name, str):
@@ -151,7 +158,7 @@ class ConnectionPool:
         pre_ping: bool = False,
         *,
         retry_interval: float | None = None,
-    ) -> Connection:
+    ) -> Connection_co:
         """Borrow a connection, in up to `retry_num + 1` tries of `timeout` seconds each.
 
         A `timeout` of 0 is at once, None for ever. It is the wait in the line, in which a retry keeps its place;
@@ -194,7 +201,7 @@ class ConnectionPool:
         except BaseException:
             self._give_up(connection)
             raise
-        return connection
+        return connection  # type: ignore[return-value]  # the template makes them of this class
 
     @contextlib.contextmanager
     def connection(
@@ -204,7 +211,7 @@ class ConnectionPool:
         pre_ping: bool = False,
         *,
         retry_interval: float | None = None,
-    ) -> Iterator[Connection]:
+    ) -> Iterator[Connection_co]:
         """A block with the whole `Connection`: commit, or rollback on an exception, then back. As `get_connection`."""
         connection = self.get_connection(timeout, retry_num, pre_ping, retry_interval=retry_interval)
         connection._place.loan.is_for(_getframe())
@@ -481,7 +488,7 @@ class ConnectionPool:
             hang_up(connection)
         return self._pool.wait_until_all_back(timeout)
 
-    def __enter__(self) -> ConnectionPool:
+    def __enter__(self) -> Self:
         """The pool itself, which is closed at the end of the block."""
         return self
 
@@ -523,8 +530,10 @@ class ConnectionPoolSingleton(ConnectionPool):
             made.close()
         return first
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `__new__` has done it."""
+    if not TYPE_CHECKING:  # its arguments are those of the class above
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            """Nothing: `__new__` has done it."""
 
 
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
