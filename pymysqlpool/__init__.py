@@ -12,6 +12,7 @@ from .cursors import Cursor, DictCursor
 from .errors import GetConnectionFromPoolError, PoolClosedError, PoolError, ReturnConnectionToPoolError
 from .log import logger
 from .pool import ConnectionPool, ConnectionPoolSingleton
+from .stats import PoolStats
 
 __version__ = "1.0.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "GetConnectionFromPoolError",
     "PoolClosedError",
     "PoolError",
+    "PoolStats",
     "ReturnConnectionToPoolError",
     "__version__",
     "logger",

@@ -218,10 +218,11 @@ class Connection(Wire, pymysql.connections.Connection):
         self._result = None
 
     def __del__(self) -> None:
-        if self._token is None:
+        token = self._token
+        if token is None:
             if self._sock is not None:  # else its session sees to the socket
                 self._force_close()
-        elif self._wrote and self._place is not None:
+        elif token and self._wrote and self._place is not None:  # the token is out when it has been returned
             self._place.loan.has_lost_writes = True
 
     def _force_close(self) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
     from .session import Session
+    from .stats import Totals
 
 
 _HERE = os.path.dirname(__file__)  # noqa: PTH120  pathlib takes longer to import than this package does
@@ -32,19 +33,28 @@ class Place:
     lose a place nor make one more.
     """
 
-    __slots__ = ("__weakref__", "is_of_parent", "loan", "record", "session")
+    __slots__ = ("__weakref__", "is_of_parent", "loan", "record", "session", "totals")
 
-    def __init__(self, when_dead: Callable[[ref[Place]], object]) -> None:
+    def __init__(self, when_dead: Callable[[ref[Place]], object], totals: Totals) -> None:
         #: None where there is none, and one is to be opened.
         self.session: Session | None = None
-        self.loan = Loan()
+        self.totals = totals
+        self.loan = Loan(totals)
         #: Whether this is a forked child, to whom the session does not belong.
         self.is_of_parent = False
         self.record = Record(self, when_dead)
 
+    def end_session(self, reason: str, end: Callable[[Session], None]) -> None:
+        """Close the session, if there is one, in the way that `end` does it."""
+        session, self.session = self.session, None
+        if session is not None:
+            self.totals.has_closed(reason)
+            end(session)
+
     def __del__(self) -> None:
         # Here, as the collector runs the finalizers of what is older first, and the socket's warns where it is open.
         if self.session is not None:
+            self.totals.has_closed("lost")
             self.session.close()
 
 
@@ -72,9 +82,10 @@ class Record:
 class Loan:
     """Who has a place, since when, and from which line. It outlives the place, to tell who has lost it."""
 
-    __slots__ = ("_at", "borrower", "has_lost_writes", "is_opening", "since", "was_warned_of")
+    __slots__ = ("_at", "_totals", "borrower", "has_lost_writes", "is_opening", "since", "was_warned_of")
 
-    def __init__(self) -> None:
+    def __init__(self, totals: Totals) -> None:
+        self._totals = totals
         self.borrower: Thread | None = None
         self.since = 0.0
         #: Whether the borrower does not have its connection yet, but opens it.
@@ -90,6 +101,7 @@ class Loan:
         self._at = frame.f_code, frame.f_lasti
         self.since = now
         self.borrower = current_thread()
+        self._totals.borrows += 1
 
     def is_for(self, frame: FrameType) -> None:
         """Correct the line where the pool borrows by itself: to the first from `frame` upwards that is the user's."""

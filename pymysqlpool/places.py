@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Callable
 from .fairqueue import CHECK_INTERVAL, FairQueue, QueueClosed, Waiter
 from .log import logger
 from .place import Place, Record
+from .session import Session
+from .stats import Count, PoolStats, Totals, sum_up
 
 if TYPE_CHECKING:
     from weakref import ref
 
     from .connection import Connection, Template
     from .place import Loan
-    from .session import Session
 
 
 class Places(FairQueue["Connection"]):
@@ -37,8 +38,11 @@ class Places(FairQueue["Connection"]):
         #: Who waits for the last connections to come back, after the close.
         self._closers: deque[Waiter] = deque()
         self._records: list[Record] = []
-        for _ in range(maxsize):
-            place = Place(self._dead.append)
+        #: Of each place and its heirs; and what is counted for those that got no place.
+        self._totals = [Totals() for _ in range(maxsize)]
+        self.timed_out, self.refused = Count(), Count()
+        for totals in self._totals:
+            place = Place(self._dead.append, totals)
             self._records.append(place.record)
             self._put(template.copy(place))
 
@@ -79,12 +83,43 @@ class Places(FairQueue["Connection"]):
             return False
         return True
 
+    def _wait_in_line(self, timeout: float | None) -> Connection:
+        began = monotonic()
+        connection = super()._wait_in_line(timeout)
+        connection._place.totals.has_waited(monotonic() - began)
+        return connection
+
     # What is borrowed
 
     def borrows(self) -> list[Loan]:
         """What is borrowed at this moment, the longest first."""
         loans = [record.loan for record in self._newest() if record.loan.borrower is not None and record.place()]
         return sorted(loans, key=lambda loan: loan.since)
+
+    def stats(self) -> PoolStats:
+        """What there is at this moment, and what has been counted."""
+        loans = self.borrows()
+        sums: dict[str, Any] = sum_up(self._totals)
+        return PoolStats(
+            idle=self.number_idle(),
+            borrowed=len(loans),
+            opening=sum(loan.is_opening for loan in loans),
+            waiting=self.waiting(),
+            maxsize=self.maxsize,
+            timed_out=self.timed_out.value(),
+            refused=self.refused.value(),
+            **sums,
+        )
+
+    def forget_last_waits(self) -> None:
+        """Begin to ask for the last waits."""
+        for totals in self._totals:
+            totals.last_wait()
+
+    def number_idle(self) -> int:
+        """How many sessions there are that are idle."""
+        places = [vars(connection).get("_place") for connection in self.idle()]  # None: lent and returned meanwhile
+        return sum(place is not None and place.session is not None for place in places)
 
     def number_open(self) -> int:
         """How many sessions there are, idle or borrowed."""
@@ -95,7 +130,7 @@ class Places(FairQueue["Connection"]):
         try:
             self.put(connection)
         except QueueClosed:
-            hang_up(connection)
+            hang_up(connection, "pool")
             for closer in list(self._closers):
                 closer.wake()
 
@@ -119,7 +154,7 @@ class Places(FairQueue["Connection"]):
         """
         if record.place() is not None:
             return
-        place = Place(self._dead.append)
+        place = Place(self._dead.append, self._totals[index])
         heir = record.follow(place.record)
         self._records[index] = heir
         if heir is place.record:
@@ -130,20 +165,18 @@ class Places(FairQueue["Connection"]):
 
     # Care
 
-    def retire(self, is_due: Callable[[Session], bool], most: int) -> list[Session]:
-        """Give up idle sessions that are due, at most `most`, and return them: they are to be closed."""
-        retired: list[Session] = []
+    def retire(self, reason: str, is_due: Callable[[Session], bool], most: int) -> None:
+        """Close idle sessions that are due, at most `most`."""
         for connection in self.idle():
-            if len(retired) >= most:
+            if most <= 0:
                 break
             place: Any = vars(connection).get("_place")  # None: it is lent, and returned, meanwhile
             session: Session | None = place and place.session
             if session is None or not is_due(session) or not self._remove(connection):
                 continue
-            place.session = None
-            retired.append(session)
+            most -= 1
+            place.end_session(reason, Session.quit)
             self.give_back(self._template.copy(place))
-        return retired
 
     def expire_all(self) -> None:
         """Let every session that is open now be as old as one can be."""
@@ -180,12 +213,9 @@ class Places(FairQueue["Connection"]):
         return [session for session in [place.session for place in self._alive()] if session is not None]
 
 
-def hang_up(connection: Connection) -> None:
+def hang_up(connection: Connection, reason: str) -> None:
     """Close an idle connection, where it is open."""
-    place = connection._place
-    session, place.session = place.session, None
-    if session is not None:
-        session.quit()
+    connection._place.end_session(reason, Session.quit)
 
 
 def _is_ready(connection: Connection) -> bool:

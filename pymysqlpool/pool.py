@@ -26,7 +26,7 @@ from .opening import Opener
 from .place import users
 from .places import Places, hang_up
 from .reset import ROLLBACK
-from .session import PING_TIMEOUT
+from .session import PING_TIMEOUT, Session
 from .statements import DIRTY, DOUBTFUL, LOST
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, TypeVar  # which every type checker knows
 
     from .place import Place
-    from .session import Session
+    from .stats import PoolStats
 
     Connection_co = TypeVar("Connection_co", bound=Connection, default=Connection, covariant=True)
 else:
@@ -129,6 +129,7 @@ class ConnectionPool(Generic[Connection_co]):
         self._size = size
         self._ping_after = math.inf if self.ping_after is None else self.ping_after
         self._max_waiting = max_waiting
+        self._observers: list[Callable[[str, float], object]] = []
         self._template = Template(connection_class, connect_kwargs)
         self._opener = Opener(self.name, self.con_lifetime, reset)
         self._begin()
@@ -146,7 +147,7 @@ class ConnectionPool(Generic[Connection_co]):
         # A pool that is dropped, or alive when the interpreter exits, takes its leave from the server.
         self._farewell = weakref.finalize(self, _say_goodbye, self._pool)
         self._last_failure: MySQLError | None = None
-        self._next_check = 0.0
+        self._next_check = self._next_care = 0.0
         _pools.add(self)
 
     # Borrow
@@ -176,10 +177,12 @@ class ConnectionPool(Generic[Connection_co]):
             # A retry is so long again, at the same position in the line.
             connection = self._pool.get(True, timeout and float(timeout) * (1 + retry_num))
         except LineTooLong:
+            self._pool.refused.up()
             raise self._exhausted(
                 f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
             ) from None
         except queue.Empty:
+            self._pool.timed_out.up()
             error = self._exhausted(f"within {timeout}*{retry_num + 1} second(s)")
             if self._last_failure is not None:
                 raise error from self._last_failure
@@ -196,6 +199,7 @@ class ConnectionPool(Generic[Connection_co]):
             connection._pool = self
             if now >= self._next_check:
                 self._check(now)
+                self._tell("wait", place.totals.last_wait())
             if logger.level <= DEBUG:
                 logger.debug("Get connection from pool(%s)", self.name)
         except BaseException:
@@ -223,46 +227,49 @@ class ConnectionPool(Generic[Connection_co]):
         place = connection._place
         session = place.session
         if session is not None:
-            if now >= session.expires_at:
-                session.quit()
-            elif self._is_alive(connection, session, now, pre_ping=pre_ping):
-                return connection
+            if reason := _why_expired(session, now):
+                place.end_session(reason, Session.quit)
+            elif fault := self._look_for_fault(connection, session, now, pre_ping=pre_ping):
+                place.end_session(fault, Session.abandon)
             else:
-                session.abandon()
-            place.session = None
+                return connection
             connection = self._template.copy(place)
         self._open(connection)
         if self._pool.closed:  # meanwhile
             raise PoolClosedError(f"pool({self.name}) is closed")
         return connection
 
-    def _is_alive(self, connection: Connection, session: Session, now: float, *, pre_ping: bool) -> bool:
-        """Whether an idle session is there and clean. No lock is held."""
+    def _look_for_fault(self, connection: Connection, session: Session, now: float, *, pre_ping: bool) -> str | None:
+        """Why an idle session is not there, or not clean; None where it is both. No lock is held."""
         try:
             if session.is_to_be_looked_at() or (session.pending is not None and session.poll(0)):
                 connection._read_pending(session)
             if pre_ping or now - session.idle_since >= self._ping_after:
                 with connection._timeouts(PING_TIMEOUT):
                     connection.ping()
-        except (OSError, MySQLError):
-            return False
+        except (OSError, MySQLError) as error:
+            is_answer = session.pending is not None and isinstance(error, MySQLError) and connection._survives(error)
+            return "reset" if is_answer else "broken"
         # Where no reply is pending the server has closed the session (KILL, wait_timeout, restart), perhaps with a
         # parting error packet.
-        return session.pending is not None or not session.poll(0)
+        return "broken" if session.pending is None and session.poll(0) else None
 
     def _open(self, connection: Connection) -> None:
         """Open a connection, outside every lock. Raises PyMySQL's error where that fails."""
         place = connection._place
         place.loan.is_opening = True
         before = vars(connection).copy()
+        began = monotonic()
         try:
             # The handshake, too, has `connect_timeout` for each of its steps.
             with connection._timeouts(connection.connect_timeout):
                 session = self._opener.open(connection)
             self._template.remember(session, connection, before)
             session.check_at = session.idle_since + self._ping_after
+            place.totals.has_opened(seconds := monotonic() - began)
             place.session = session
         except BaseException as error:
+            place.totals.failed_to_open += 1
             if isinstance(error, MySQLError):
                 self._last_failure = _without_frames(error)
             connection._force_close()
@@ -270,13 +277,12 @@ class ConnectionPool(Generic[Connection_co]):
         finally:
             place.loan.is_opening = False
         self._last_failure = None
+        self._tell("create", seconds)
 
     def _replace_session(self, connection: Connection) -> None:
         """Give a borrowed connection another session: its own has turned out not to be clean before it was used."""
         place = connection._place
-        session: Any = place.session
-        place.session = None
-        session.abandon()
+        place.end_session("reset", Session.abandon)
         connection._force_close()
         other = self._template.copy(place)
         self._open(other)
@@ -288,14 +294,13 @@ class ConnectionPool(Generic[Connection_co]):
         """Put a place back that was taken and could not be lent."""
         place: Place = vars(connection).pop("_place")
         place.loan.borrower = None
-        session, place.session = place.session, None
-        if session is not None:
-            session.abandon()
+        place.totals.last_wait()
+        place.end_session("pool" if self._pool.closed else "exception", Session.abandon)
         self._pool.give_back(self._template.copy(place))
 
     def _exhausted(self, text: str) -> GetConnectionFromPoolError:
         """The error for a borrower who has got nothing, naming the culprits."""
-        self._check(monotonic())
+        self._take_care(monotonic())
         error = GetConnectionFromPoolError(f"can't get connection from pool({self.name}) {text}")
         error.holders = []
         for loan in self._pool.borrows():
@@ -318,18 +323,30 @@ class ConnectionPool(Generic[Connection_co]):
     # Care, taken at borrow and return: the pool has no thread of its own
 
     def _check(self, now: float) -> None:
-        """Log what is held for too long, close what has rested for too long, and set the time of the next check."""
-        self._next_check = math.inf
+        """Take care of what is due, and set the time of the next check: at once where there are observers.
+
+        So a pool without observers spends no step on them.
+        """
+        if now >= self._next_care:
+            self._take_care(now)
+        self._next_check = self._next_care
+        if self._observers:  # looked at afterwards, as one may have come meanwhile
+            self._next_check = -math.inf
+
+    def _take_care(self, now: float) -> None:
+        """Log what is held for too long, and close what has rested for too long."""
+        self._next_care = math.inf
         if self.leak_warning is not None:
             self._check_leaks(now, self.leak_warning)
         if self.idle_timeout is not None and self._size < self.maxsize:
             latest = now - self.idle_timeout
-            self._retire(lambda session: session.idle_since <= latest, most=self.total_num - self._size)
-            self._next_check = min(self._next_check, now + self.idle_timeout / 10)
+            most = self.total_num - self._size
+            self._pool.retire("idle", lambda session: session.idle_since <= latest, most)
+            self._next_care = min(self._next_care, now + self.idle_timeout / 10)
 
     def _check_leaks(self, now: float, leak_warning: float) -> None:
         """Log the connections that are held for longer than `leak_warning`, each once."""
-        self._next_check = min(self._next_check, now + leak_warning)
+        self._next_care = min(self._next_care, now + leak_warning)
         for loan in self._pool.borrows():
             holder = loan.as_data()
             if loan.was_warned_of or holder is None:
@@ -345,11 +362,24 @@ class ConnectionPool(Generic[Connection_co]):
                     holder["line"],
                 )
             else:
-                self._next_check = min(self._next_check, loan.since + leak_warning)
+                self._next_care = min(self._next_care, loan.since + leak_warning)
 
-    def _retire(self, is_due: Callable[[Session], bool], most: int) -> None:
-        for session in self._pool.retire(is_due, most):
-            session.quit()
+    def _observe(self, observer: Callable[[str, float], object]) -> None:
+        """From now on call `observer` with "wait", "create" or "use", and how many seconds that took, for histograms.
+
+        It is called for each connection that is borrowed, opened or returned, in the thread that does so, when that is
+        done, and outside of every lock. What takes long there keeps that thread, and nobody else. An error is logged.
+        """
+        self._pool.forget_last_waits()
+        self._observers.append(observer)
+        self._next_check = -math.inf
+
+    def _tell(self, what: str, seconds: float) -> None:
+        for observer in self._observers:
+            try:
+                observer(what, seconds)
+            except Exception:  # noqa: BLE001  whatever it is, it is not the borrower's
+                logger.exception("pool(%s): an observer has failed", self.name)
 
     # Return
 
@@ -361,7 +391,9 @@ class ConnectionPool(Generic[Connection_co]):
 
     _put_connection = put_connection
 
-    def _take_back(self, handle: Connection, error: BaseException | None = None) -> None:
+    def _take_back(  # noqa: C901  one for each way in which it ends
+        self, handle: Connection, error: BaseException | None = None
+    ) -> None:
         """End the loan of `handle`, which may have met with `error`. It waits for no server."""
         place = vars(handle).pop("_place", None)  # one atomic step: of two threads that return at once, one does
         if place is None or place.is_of_parent:
@@ -375,11 +407,12 @@ class ConnectionPool(Generic[Connection_co]):
         now = monotonic()
         session = place.session
         if not handle._let_go(session) or session is None:  # lost, or in the middle of a reply
-            connection = self._recreate(place, session and session.abandon)
+            connection = self._recreate(place, "broken", Session.abandon)
         elif (
             handle._is_broken or now >= session.expires_at or (handle._left and self._is_beyond_reset(session, handle))
         ):
-            connection = self._recreate(place, session.quit)
+            reason = "exception" if handle._is_broken else _why_expired(session, now) or "reset"
+            connection = self._recreate(place, reason, Session.quit)
         else:
             session.idle_since = now
             session.check_at = now + self._ping_after
@@ -389,17 +422,23 @@ class ConnectionPool(Generic[Connection_co]):
                 connection = self._template.successor(place, handle._current_timeout)
         loan = place.loan
         loan.borrower = None
+        seconds = now - loan.since
+        totals = place.totals
+        totals.seconds_used += seconds
+        if seconds > totals.longest_use:  # noqa: PLR1730  max() takes three times as long
+            totals.longest_use = seconds
         if loan.was_warned_of:
             loan.was_warned_of = False
             logger.warning(
                 "pool(%s): the connection borrowed at %s:%d has come back after %.1f s",
                 self.name,
                 *loan.line(),
-                now - loan.since,
+                seconds,
             )
         self._pool.give_back(connection)
         if now >= self._next_check:
             self._check(now)
+            self._tell("use", seconds)
         if logger.level <= DEBUG:
             logger.debug("Put connection back to pool(%s)", self.name)
 
@@ -425,16 +464,14 @@ class ConnectionPool(Generic[Connection_co]):
             try:
                 connection._send(session, commands)
             except MySQLError:
-                return self._recreate(place, session.abandon)
+                return self._recreate(place, "broken", Session.abandon)
             if session.is_to_be_looked_at():
                 session.check_at = session.idle_since
         return connection
 
-    def _recreate(self, place: Place, close: Callable[[], None] | None) -> Connection:
+    def _recreate(self, place: Place, reason: str, end: Callable[[Session], None]) -> Connection:
         """A connection that is yet to be opened; its session is closed."""
-        if close is not None:
-            close()
-        place.session = None
+        place.end_session(reason, end)
         return self._template.copy(place)
 
     # State
@@ -447,10 +484,7 @@ class ConnectionPool(Generic[Connection_co]):
     @property
     def available_num(self) -> int:
         """How many connections are open and idle."""
-        places = [
-            vars(connection).get("_place") for connection in self._pool.idle()
-        ]  # None: lent and returned meanwhile
-        return sum(place is not None and place.session is not None for place in places)
+        return self._pool.number_idle()
 
     @property
     def total_num(self) -> int:
@@ -458,6 +492,11 @@ class ConnectionPool(Generic[Connection_co]):
         return self._pool.number_open()
 
     connection_num = total_num
+
+    def stats(self) -> PoolStats:
+        """What there is at this moment, and what has been counted since the pool was made. It takes no lock."""
+        self._pool.replace_lost()
+        return self._pool.stats()
 
     def __repr__(self) -> str:
         return (
@@ -475,7 +514,7 @@ class ConnectionPool(Generic[Connection_co]):
     def drain(self) -> None:
         """Retire every connection opened before now: the idle ones at once, the others when they come back."""
         self._pool.expire_all()
-        self._retire(lambda session: session.expires_at == -math.inf, self.maxsize)
+        self._pool.retire("drained", lambda session: session.expires_at == -math.inf, self.maxsize)
 
     def close(self, timeout: float | None = 0.0) -> int:
         """Lend no more, wake those that wait, close what is idle; what is borrowed is closed when it comes back.
@@ -485,7 +524,7 @@ class ConnectionPool(Generic[Connection_co]):
         """
         _seconds("timeout", timeout)
         for connection in self._pool.close():
-            hang_up(connection)
+            hang_up(connection, "pool")
         return self._pool.wait_until_all_back(timeout)
 
     def __enter__(self) -> Self:
@@ -552,7 +591,13 @@ def _say_goodbye(places: Places) -> None:
     """Close what is idle, without a lock, as the collector may call this inside any; a thread may go on at exit."""
     while places.queue:
         with contextlib.suppress(IndexError):
-            hang_up(places.queue.pop())
+            hang_up(places.queue.pop(), "pool")
+
+
+def _why_expired(session: Session, now: float) -> str | None:
+    if now < session.expires_at:
+        return None
+    return "drained" if session.expires_at == -math.inf else "lifetime"
 
 
 def _check_count(name: str, value: int, at_least: int = 0, at_most: float = math.inf) -> int:

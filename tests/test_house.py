@@ -282,7 +282,7 @@ def test_an_interrupted_replacement_is_found_again(make_pool: MakePool) -> None:
     record = pool._pool._records[0]
     del pool._pool.queue[0]
     gc.collect()
-    heir = Place(pool._pool._dead.append)
+    heir = Place(pool._pool._dead.append, pool._pool._totals[0])
     record.follow(heir.record)
     del heir
     assert pool.size() == 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pymysqlpool
+from pymysqlpool.stats import Closed
 
 if TYPE_CHECKING:
     from server import Server
@@ -75,3 +76,12 @@ def test_the_figures_are_those_that_were_measured() -> None:
     for title, commands_on, commands_off in rows:
         [peer] = [name for name, known in report["peers"].items() if known.startswith(title)]
         assert (on[peer], off[peer]) == (int(commands_on), int(commands_off))
+
+
+def test_the_statistics_are_named() -> None:
+    """The sentence on `pool.stats()` names each number, and each reason for which a connection is closed."""
+    [sentence] = [line for line in README.splitlines() if line.startswith("`pool.stats()`")]
+    fields = {*pymysqlpool.PoolStats._fields, *Closed._fields}
+    assert set(re.findall(r"`(\w+)`", sentence)) - {"PoolStats"} == {
+        name for name in fields if not name.startswith(("seconds", "longest"))
+    }

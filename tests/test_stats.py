@@ -1,0 +1,423 @@
+"""What a pool has counted: known numbers after a known sequence, and sums that agree whatever has happened."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Callable
+
+import pymysql
+import pytest
+from helpers import eventually, kill, one_thread, session_of, set_clock
+
+import pymysqlpool
+from pymysqlpool import Connection, ConnectionPool, GetConnectionFromPoolError, PoolClosedError
+
+if TYPE_CHECKING:
+    from helpers import Admin, MakePool
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still: its one item is the time."""
+    now = [1000.0]
+    set_clock(monkeypatch, lambda: now[0])
+    return now
+
+
+def closed(pool: ConnectionPool) -> dict[str, int]:
+    """How many were closed, by the reasons for which some were."""
+    return {reason: number for reason, number in pool.stats().closed._asdict().items() if number}
+
+
+def assert_sums_agree(pool: ConnectionPool) -> None:
+    """What was opened is open, or was closed."""
+    stats = pool.stats()
+    assert stats.opened == pool.total_num + sum(stats.closed)
+
+
+# A sequence
+
+
+def test_a_new_pool(make_pool: MakePool) -> None:
+    """A new pool has opened what it was told to, and nothing else; a snapshot can't be changed."""
+    pool = make_pool(size=2, maxsize=5)
+    stats = pool.stats()
+    assert isinstance(stats, pymysqlpool.PoolStats)
+    assert (stats.idle, stats.borrowed, stats.opening, stats.waiting, stats.maxsize) == (2, 0, 0, 0, 5)
+    assert (stats.opened, stats.failed_to_open, sum(stats.closed)) == (2, 0, 0)
+    assert stats.seconds_opening >= stats.longest_opening > 0
+    assert (stats.borrows, stats.waited, stats.timed_out, stats.refused) == (0, 0, 0, 0)
+    assert (stats.seconds_waited, stats.longest_wait, stats.seconds_used, stats.longest_use) == (0, 0, 0, 0)
+    with pytest.raises(AttributeError):
+        stats.idle = 7  # type: ignore[misc]
+
+
+def test_a_known_sequence(make_pool: MakePool, clock: list[float]) -> None:
+    """Borrows, uses and waits of known length are counted as such."""
+    pool = make_pool(size=1, maxsize=2, con_lifetime=None, max_waiting=1)
+    first = pool.get_connection()
+    clock[0] += 3
+    second = pool.get_connection()
+    stats = pool.stats()
+    assert (stats.idle, stats.borrowed, stats.opened, stats.borrows, stats.waited) == (0, 2, 2, 2, 0)
+    with pytest.raises(GetConnectionFromPoolError):
+        pool.get_connection(timeout=0)
+    with one_thread() as thread:
+        waiting = thread.submit(pool.get_connection, 30)
+        eventually(lambda: pool.stats().waiting == 1)
+        with pytest.raises(GetConnectionFromPoolError, match="max_waiting"):
+            pool.get_connection(timeout=30)
+        clock[0] += 2
+        first.close()
+        third = waiting.result()
+    clock[0] += 10
+    third.close()
+    second.close()
+    assert pool.stats() == (
+        *(2, 0, 0, 0, 2),
+        *(3, 1, 2.0, 2.0),  # borrows; the third has waited
+        *(1, 1),
+        *(5.0 + 10.0 + 12.0, 12.0),
+        *(2, 0.0, 0.0, 0),
+        (0, 0, 0, 0, 0, 0, 0, 0),
+    )
+
+
+def test_opening(make_pool: MakePool, clock: list[float]) -> None:
+    """Who opens is seen to open, and how long it took is counted; an attempt that fails is counted as failed."""
+    seen = []
+    fails = False
+
+    class Slow(Connection):
+        def connect(self, sock: Any = None) -> None:
+            clock[0] += 4
+            seen.append((pool.stats().borrowed, pool.stats().opening))
+            if fails:
+                raise pymysql.err.OperationalError(2003, "not today")
+            super().connect(sock)
+
+    pool = make_pool(size=1, pre_create_num=0, con_lifetime=None, connection_class=Slow)
+    fails = True
+    with pytest.raises(pymysql.err.OperationalError):
+        pool.get_connection()
+    fails = False
+    pool.get_connection().close()
+    stats = pool.stats()
+    assert seen == [(1, 1), (1, 1)]
+    assert (stats.borrowed, stats.opening, stats.borrows) == (0, 0, 2)
+    assert (stats.opened, stats.seconds_opening, stats.longest_opening, stats.failed_to_open) == (1, 4.0, 4.0, 1)
+
+
+# Closed, by reason
+
+
+def by_lifetime_when_borrowed(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    clock[0] += 100
+    pool.get_connection().close()
+
+
+def by_lifetime_when_returned(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    connection = pool.get_connection()
+    clock[0] += 100
+    connection.close()
+
+
+def idle(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    connections = [pool.get_connection() for _ in range(2)]
+    for connection in connections:
+        connection.close()
+    clock[0] += 60
+    pool.get_connection().close()
+
+
+def broken_when_idle(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    connection = pool.get_connection()
+    session = session_of(connection)
+    connection.close()
+    kill(admin, {session})
+    pool.get_connection().close()
+
+
+def broken_in_use(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    connection = pool.get_connection()
+    kill(admin, {session_of(connection)})
+    with pytest.raises(pymysql.err.OperationalError):
+        connection.query("select 1")
+    connection.close()
+
+
+def broken_by_unread_rows(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    connection = pool.get_connection()
+    connection.query("select 1 union select 2", unbuffered=True)
+    connection.close()
+
+
+def beyond_reset(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    connection = pool.get_connection()
+    connection.query("set profiling = 1")
+    connection.close()
+
+
+def exception(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    with pytest.raises(KeyboardInterrupt), pool.connection():
+        raise KeyboardInterrupt
+
+
+def lost(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    pool.get_connection()
+    gc.collect()
+    with pytest.warns(ResourceWarning, match="never returned"):
+        pool.size()
+
+
+def drained_when_idle(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    pool.drain()
+
+
+def drained_when_returned(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    with pool.connection():
+        pool.drain()
+
+
+def with_the_pool(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+    connection = pool.get_connection()
+    pool.close()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("happening", "reason"),
+    [
+        (by_lifetime_when_borrowed, "lifetime"),
+        (by_lifetime_when_returned, "lifetime"),
+        (idle, "idle"),
+        (broken_when_idle, "broken"),
+        (broken_in_use, "broken"),
+        (broken_by_unread_rows, "broken"),
+        (beyond_reset, "reset"),
+        (exception, "exception"),
+        (lost, "lost"),
+        (drained_when_idle, "drained"),
+        (drained_when_returned, "drained"),
+        (with_the_pool, "pool"),
+    ],
+)
+def test_closed_by_reason(
+    make_pool: MakePool, clock: list[float], admin: Admin, happening: Callable[..., None], reason: str
+) -> None:
+    """Each reason for which a connection is closed counts one, and only that."""
+    pool = make_pool(size=1, maxsize=2, con_lifetime=100, idle_timeout=50, ping_after=None)
+    happening(pool, clock, admin)
+    assert closed(pool) == {reason: 1}
+    assert_sums_agree(pool)
+
+
+def test_a_reset_that_fails(make_pool: MakePool) -> None:
+    """A session whose reset is answered by an error is closed because of that."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    connection.query("set @a = 1")
+    connection._place.session.reset.server.settings = ("SESSION no_such_variable = 1",)
+    connection.close()
+    assert pool.get_connection().execute_query("select @a") == ((None,),)
+    assert closed(pool) == {"reset": 1}
+    assert pool.stats().opened == 2
+
+
+# Whatever happens
+
+
+def test_what_a_place_has_counted_outlives_it(make_pool: MakePool) -> None:
+    """A place that is lost takes none of its numbers along."""
+    pool = make_pool(size=1)
+    for number in range(1, 4):
+        pool.get_connection().close()
+        pool.get_connection()
+        gc.collect()
+        with pytest.warns(ResourceWarning, match="never returned"):
+            stats = pool.stats()
+        assert (stats.borrows, stats.closed.lost, stats.borrowed) == (2 * number, number, 0)
+        assert_sums_agree(pool)
+
+
+@pytest.mark.usefixtures("switch_often")
+def test_the_sums_of_many_threads_agree(make_pool: MakePool, admin: Admin) -> None:
+    """After 16 threads that borrow, wait in vain, break, time out and drain, every sum agrees with what was done."""
+    pool = make_pool(size=2, maxsize=4)
+
+    def work(seed: int) -> tuple[int, int, int]:
+        chance = random.Random(seed)  # noqa: S311  no secret
+        borrowed = timed_out = interrupted = 0
+        for _ in range(60):
+            try:
+                connection = pool.get_connection(chance.choice([0, 0.001, 5]), 0)
+            except GetConnectionFromPoolError:
+                timed_out += 1
+                continue
+            borrowed += 1
+            what = chance.random()
+            if what < 0.05:
+                connection._force_close()
+            elif what < 0.1:
+                pool.drain()
+            elif what < 0.15:
+                interrupted += 1
+                with pytest.raises(KeyboardInterrupt), connection:
+                    raise KeyboardInterrupt
+            elif what < 0.5:
+                connection.query("select 1")
+            connection.close()
+        return borrowed, timed_out, interrupted
+
+    with ThreadPoolExecutor(16) as threads:
+        done = list(threads.map(work, range(16)))
+    stats = pool.stats()
+    borrows, timed_out, interrupted = map(sum, zip(*done))
+    assert (stats.borrows, stats.timed_out) == (borrows, timed_out)
+    assert stats.borrows + stats.timed_out == 16 * 60
+    assert (stats.borrowed, stats.opening, stats.waiting, stats.refused, stats.failed_to_open) == (0, 0, 0, 0, 0)
+    assert stats.idle == pool.total_num
+    # What drain() has aged meanwhile is replaced because of its age, or of what else befell it first.
+    assert stats.closed.exception <= interrupted
+    assert stats.closed.drained > 0
+    assert stats.closed.broken > 0
+    assert 0 < stats.waited < borrows
+    assert stats.longest_wait <= stats.seconds_waited
+    assert_sums_agree(pool)
+    pool.close()
+    assert pool.stats().closed.pool == stats.idle
+    assert_sums_agree(pool)
+
+
+def test_after_close(make_pool: MakePool) -> None:
+    """A closed pool still tells its numbers; who asks it for a connection counts as nothing."""
+    pool = make_pool(size=2)
+    connection = pool.get_connection()
+    pool.close()
+    with pytest.raises(PoolClosedError):
+        pool.get_connection()
+    assert pool.stats()[:4] == (0, 1, 0, 0)
+    connection.close()
+    stats = pool.stats()
+    assert (stats.idle, stats.borrowed, stats.borrows, stats.opened, stats.closed.pool) == (0, 0, 1, 2, 2)
+    assert_sums_agree(pool)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_after_a_fork(make_pool: MakePool) -> None:
+    """A child begins at nothing, and what it does is not counted in the parent."""
+    pool = make_pool(size=2)
+    connection = pool.get_connection()
+    pid = os.fork()
+    if not pid:  # pragma: no cover  in the child
+        try:
+            assert pool.stats() == (0, 0, 0, 0, 2, *[0] * 12, (0,) * 8)
+            pool.get_connection().close()
+            assert (pool.stats().borrows, pool.stats().opened) == (1, 1)
+            pool.close()
+            assert_sums_agree(pool)
+        except BaseException:  # noqa: BLE001  whatever it is, the child must not go on as a second pytest
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    connection.close()
+    stats = pool.stats()
+    assert (stats.borrows, stats.opened, sum(stats.closed)) == (1, 2, 0)
+
+
+# Observers
+
+
+def test_an_observer(make_pool: MakePool, clock: list[float]) -> None:
+    """An observer is told of each opening, wait and use when it is over, and how many seconds it took."""
+    told: list[tuple[str, float]] = []
+
+    class Slow(Connection):
+        def connect(self, sock: Any = None) -> None:
+            clock[0] += 4
+            super().connect(sock)
+
+    pool = make_pool(size=1, pre_create_num=0, con_lifetime=None, connection_class=Slow)
+
+    def observe(what: str, seconds: float) -> None:
+        told.append((what, seconds))
+        if what == "use":
+            assert pool.size() == 1  # it is back, and others can borrow it
+
+    pool._observe(observe)
+    connection = pool.get_connection()
+    with one_thread() as thread:
+        waiting = thread.submit(pool.get_connection, 30)
+        eventually(lambda: pool.stats().waiting == 1)
+        clock[0] += 2
+        pool._observers[:] = [lambda what, seconds: told.append((what, seconds))]  # the other would see it lent again
+        connection.close()
+        other = waiting.result()
+    pool._observers[:] = [observe]
+    clock[0] += 1
+    other.close()
+    assert sorted(told) == [("create", 4.0), ("use", 1.0), ("use", 6.0), ("wait", 0.0), ("wait", 2.0)]
+
+
+def test_a_wait_before_the_observer_came_is_not_told(make_pool: MakePool) -> None:
+    """An observer hears of nothing that was before it."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    with one_thread() as thread:
+        waiting = thread.submit(pool.get_connection, 30)
+        eventually(lambda: pool.stats().waiting == 1)
+        connection.close()
+        waiting.result().close()
+    told: list[tuple[str, float]] = []
+    pool._observe(lambda what, seconds: told.append((what, seconds)))
+    pool.get_connection().close()
+    assert [what for what, _ in told] == ["wait", "use"]
+    assert told[0][1] == 0
+
+
+def test_an_observer_that_fails(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
+    """An error of an observer is logged, is not the borrower's, and keeps nothing from the others."""
+    told: list[str] = []
+    pool = make_pool(size=1, maxsize=2, idle_timeout=50, leak_warning=50)
+    pool._observe(lambda *_: 1 // 0)
+    pool._observe(lambda what, _: told.append(what))
+    with pool.connection() as one, pool.connection() as other:
+        assert session_of(one) != session_of(other)
+    assert told == ["wait", "create", "wait", "use", "use"]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError] * 5
+    assert pool.size() == 2
+
+
+def test_an_observer_that_borrows(make_pool: MakePool) -> None:
+    """An observer may use the pool: nothing is held while it is called."""
+    pool = make_pool(size=2)
+    answers: list[Any] = []
+
+    def observe(what: str, _seconds: float) -> None:
+        if not answers:
+            answers.append(None)
+            with pool.get_connection() as cur:
+                answers.append((what, cur.db_query("select 1")))
+
+    pool._observe(observe)
+    pool.get_connection().close()
+    assert answers == [None, ("wait", ((1,),))]
+    assert pool.size() == 2
+
+
+def test_statistics_are_quick(make_pool: MakePool) -> None:
+    """Asking takes no lock, and is done while others are in the middle of a borrow."""
+    pool = make_pool(size=1)
+    with pool.connection(), one_thread() as thread:
+        waiting = thread.submit(pool.get_connection, 0.2, 0)
+        while not waiting.done():
+            assert pool.stats().maxsize == 1
+            time.sleep(0)
+        with pytest.raises(GetConnectionFromPoolError):
+            waiting.result()
