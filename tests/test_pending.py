@@ -232,8 +232,11 @@ def borrow_and_check(
 def costs_the_session(
     pool: ConnectionPool, dam: Dam, pending: Pending, moment: str, strike: Callable[[], object]
 ) -> None:
-    """A borrower gets the answer, from a fresh session; nobody gets this one any more."""
-    assert borrow_and_check(pool, dam, pending, moment, strike) != pending.session
+    """A borrower gets the answer, from a fresh session, which is kept; nobody gets this one any more."""
+    fresh = borrow_and_check(pool, dam, pending, moment, strike)
+    assert fresh != pending.session
+    with pool.connection(timeout=0) as connection:
+        assert check(connection) == fresh
     goes_on_without(pending, pool)
 
 
