@@ -298,7 +298,6 @@ class Template:
         attributes = vars(connection)
         attributes.pop("_token", None)  # connect()'s own; each handle has one of its own
         session.connected = {name: value for name, value in attributes.items() if before.get(name, self) is not value}
-        session.connected.pop("_token", None)  # it is the handle's
         if not self._has_init:
             originals = {name: attributes.pop(name) for name in _LAZY if name in attributes}
             attributes["_originals"] = originals
