@@ -15,6 +15,7 @@ from pymysql.err import OperationalError
 from .cursors import of_block
 from .driver import PyMySQLConnection
 from .errors import PoolError
+from .statements import BROKEN
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
@@ -141,7 +142,7 @@ class Block:
                 )
             connection.commit()
         except BaseException:
-            connection._is_broken = True
+            connection._left = BROKEN
             raise
 
     def _give_up_handles(self) -> None:

@@ -187,10 +187,14 @@ class Connection(Wire, pymysql.connections.Connection):
 
     def _let_go(self, session: Session | None) -> bool:
         """Give up the session, and return whether it can be lent again: no reply of it is left unread."""
-        if self._token == [UNREAD]:
-            self._read_rest_that_has_come()
+        token: Any = self._token
         try:
-            is_whole = self._token.pop() is WHOLE  # type: ignore[union-attr]  # takes the token from every thread
+            reply = token.pop()  # takes the token from every thread
+            if reply is UNREAD:
+                token.append(reply)
+                self._read_rest_that_has_come()
+                reply = token.pop()
+            is_whole = reply is WHOLE
         except (AttributeError, IndexError):  # the first: interrupted in connect()
             is_whole = False
         # PyMySQL drops a socket that has failed; or it was reconnected by hand.
@@ -264,6 +268,25 @@ for _name in _LAZY:
     setattr(Connection, _name, _Lazy(_name))
 
 
+# What is the borrow's own. Python finds it faster in a dict of the connection's own than on its class, and does not
+# have to enlarge the dict: a borrow and return takes 2.3 of a LifoQueue's put and get, and 2.5 without.
+_AT_BORROW = {
+    name: getattr(Connection, name)
+    for name in (
+        "_pool",
+        "_place",
+        "_token",
+        "_current_timeout",
+        "_left",
+        "_may_be_in_transaction",
+        "_wrote",
+        "_user",
+        "_statement",
+        "_leaves",
+    )
+}
+
+
 class Template:
     """What all of a pool's connections are copies of: one that is never opened. They share its SSLContext.
 
@@ -302,7 +325,7 @@ class Template:
             originals = {name: attributes.pop(name) for name in _LAZY if name in attributes}
             attributes["_originals"] = originals
             session.state = attributes.copy()
-            del session.state["_place"]  # which would be a cycle: place, session, state
+            session.state.update(_AT_BORROW)  # which has no place: that would be a cycle of place, session and state
         session.mutable = {name: value for name, value in session.connected.items() if _own(value) is not value}
         attributes.update({name: _own(value) for name, value in session.mutable.items()})  # for the first borrower
         connection._token = [WHOLE]

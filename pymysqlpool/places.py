@@ -61,7 +61,7 @@ class Places(FairQueue["Connection"]):
         """
         queue = self.queue
         place = queue[-1]._place
-        if place is None or place.session is None or place.session.pending is None or _is_ready(queue[-1]):
+        if place is None or (session := place.session) is None or session.pending is None or _is_ready(queue[-1]):
             return queue.pop()
         for index in range(2, len(queue) + 1):
             try:
@@ -125,12 +125,12 @@ class Places(FairQueue["Connection"]):
         """How many sessions there are, idle or borrowed."""
         return len(self._sessions())
 
-    def give_back(self, connection: Connection) -> None:
-        """Put a connection back, for the thread that has waited longest. In a closed pool it is closed."""
+    def _announce(self, item: Connection) -> None:
+        """Tell who waits about a connection that was put back. In a closed pool it is closed."""
         try:
-            self.put(connection)
+            super()._announce(item)
         except QueueClosed:
-            hang_up(connection, "pool")
+            hang_up(item, "pool")
             for closer in list(self._closers):
                 closer.wake()
 
@@ -158,7 +158,7 @@ class Places(FairQueue["Connection"]):
         heir = record.follow(place.record)
         self._records[index] = heir
         if heir is place.record:
-            self.give_back(self._template.copy(place))
+            self.put(self._template.copy(place))
             lost = record.loan.as_data()
             if lost is not None:
                 _warn_of_lost(lost, has_written=record.loan.has_lost_writes)
@@ -176,7 +176,7 @@ class Places(FairQueue["Connection"]):
                 continue
             most -= 1
             place.end_session(reason, Session.quit)
-            self.give_back(self._template.copy(place))
+            self.put(self._template.copy(place))
 
     def expire_all(self) -> None:
         """Let every session that is open now be as old as one can be."""

@@ -27,7 +27,7 @@ from .place import users
 from .places import Places, hang_up
 from .reset import ROLLBACK
 from .session import PING_TIMEOUT, Session
-from .statements import DIRTY, DOUBTFUL, LOST
+from .statements import BROKEN, DIRTY, DOUBTFUL, LOST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +136,7 @@ class ConnectionPool(Generic[Connection_co]):
         try:
             for connection in [self._pool.get() for _ in range(pre_create_num)]:
                 self._open(connection)
-                self._pool.give_back(connection)
+                self._pool.put(connection)
         except BaseException:
             self.close()
             raise
@@ -171,11 +171,11 @@ class ConnectionPool(Generic[Connection_co]):
         """
         if retry_interval is not None:
             timeout = retry_interval
+        wait: float | None = 2.0
         if timeout != 1 or retry_num != 1:
-            _check_wait("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
+            wait = _whole_wait("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
         try:
-            # A retry is so long again, at the same position in the line.
-            connection = self._pool.get(True, timeout and float(timeout) * (1 + retry_num))
+            connection = self._pool.get(True, wait)
         except LineTooLong:
             self._pool.refused.up()
             raise self._exhausted(
@@ -192,7 +192,10 @@ class ConnectionPool(Generic[Connection_co]):
         try:
             place = connection._place
             now = monotonic()
-            place.loan.begin(_getframe().f_back or _getframe(), now)
+            try:
+                place.loan.begin(_getframe(1), now)
+            except ValueError:  # no line of Python has called: it is a thread's or a greenlet's first
+                place.loan.begin(_getframe(), now)
             session = place.session
             if session is None or now >= session.expires_at or now >= session.check_at or pre_ping or session.poll(0):
                 connection = self._fit(connection, now, pre_ping=pre_ping)
@@ -296,7 +299,7 @@ class ConnectionPool(Generic[Connection_co]):
         place.loan.borrower = None
         place.totals.last_wait()
         place.end_session("pool" if self._pool.closed else "exception", Session.abandon)
-        self._pool.give_back(self._template.copy(place))
+        self._pool.put(self._template.copy(place))
 
     def _exhausted(self, text: str) -> GetConnectionFromPoolError:
         """The error for a borrower who has got nothing, naming the culprits."""
@@ -395,7 +398,7 @@ class ConnectionPool(Generic[Connection_co]):
         self, handle: Connection, error: BaseException | None = None
     ) -> None:
         """End the loan of `handle`, which may have met with `error`. It waits for no server."""
-        place = vars(handle).pop("_place", None)  # one atomic step: of two threads that return at once, one does
+        place = handle.__dict__.pop("_place", None)  # one atomic step: of two threads that return at once, one does
         if place is None or place.is_of_parent:
             return
         if place.record.place() is None:
@@ -408,10 +411,8 @@ class ConnectionPool(Generic[Connection_co]):
         session = place.session
         if not handle._let_go(session) or session is None:  # lost, or in the middle of a reply
             connection = self._recreate(place, "broken", Session.abandon)
-        elif (
-            handle._is_broken or now >= session.expires_at or (handle._left and self._is_beyond_reset(session, handle))
-        ):
-            reason = "exception" if handle._is_broken else _why_expired(session, now) or "reset"
+        elif now >= session.expires_at or (handle._left and self._is_beyond_reset(session, handle._left)):
+            reason = "exception" if handle._left == BROKEN else _why_expired(session, now) or "reset"
             connection = self._recreate(place, reason, Session.quit)
         else:
             session.idle_since = now
@@ -435,17 +436,17 @@ class ConnectionPool(Generic[Connection_co]):
                 *loan.line(),
                 seconds,
             )
-        self._pool.give_back(connection)
+        self._pool.put(connection)
         if now >= self._next_check:
             self._check(now)
             self._tell("use", seconds)
         if logger.level <= DEBUG:
             logger.debug("Put connection back to pool(%s)", self.name)
 
-    def _is_beyond_reset(self, session: Session, handle: Connection) -> bool:
-        """Whether the borrower has left what the server can't undo."""
+    def _is_beyond_reset(self, session: Session, left: int) -> bool:
+        """Whether what is left is what the server can't undo."""
         reset = session.reset
-        return reset is not None and handle._left >= DIRTY and (handle._left == LOST or bool(reset.server.kept))
+        return left == BROKEN or (reset is not None and left >= DIRTY and (left == LOST or bool(reset.server.kept)))
 
     def _reuse(self, place: Place, session: Session, handle: Connection, error: BaseException | None) -> Connection:
         """A connection with the same session, and on its way to the server what undoes what the borrower has left."""
@@ -634,15 +635,16 @@ def _seconds(name: str, seconds: Any, at_least: float = 0) -> float | None:
     return float(value)
 
 
-def _check_wait(name: str, timeout: float | None, retry_num: int) -> None:
-    """Raise for a wait that makes no sense."""
+def _whole_wait(name: str, timeout: float | None, retry_num: int) -> float | None:
+    """The seconds of all tries: a retry is so long again, at the same position in the line."""
     if not isinstance(retry_num, int):
         raise TypeError(
             f"retry_num should be a whole number, not {retry_num!r}: the seconds of a try are given as retry_interval="
         )
     if retry_num < 0:
         raise ValueError(f"retry_num should be at least 0, not {retry_num}")
-    _seconds(name, timeout)
+    seconds = _seconds(name, timeout)
+    return seconds and seconds * (1 + retry_num)
 
 
 def _replace_deprecated(connect_kwargs: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ from pymysql.constants import COMMAND
 
 #: How much a statement may leave in the session besides what the status of its reply tells, in rising order: nothing,
 #: as it only reads; nothing but a transaction, which it begins or ends; what a reset undoes; perhaps another database,
-#: which a reset keeps, or an XA transaction, which it damages; what no reset undoes.
-READS, TRANSACTION, DIRTY, DOUBTFUL, LOST = range(5)
+#: which a reset keeps, or an XA transaction, which it damages; what no reset undoes. BROKEN is what an error has left.
+READS, TRANSACTION, DIRTY, DOUBTFUL, LOST, BROKEN = range(6)
 
 # All patterns are for statements in capitals. `re` compiles a pattern when it is first used, and keeps it: to compile
 # them here would take half of the time that it takes to import this package.

@@ -28,7 +28,7 @@ from .errors import PoolError, ReturnConnectionToPoolError, session_survives
 from .opening import can_track, track
 from .reset import names
 from .session import PING_TIMEOUT
-from .statements import DIRTY, READS, TRANSACTION, certainly_reads, ends_transaction, left_by, writes
+from .statements import BROKEN, DIRTY, READS, TRANSACTION, certainly_reads, ends_transaction, left_by, writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,8 +123,6 @@ class Wire(PyMySQLConnection):
     _wrote = False
     #: Whether a reconnect by hand has lost what was written.
     _lost_writes = False
-    #: Whether an error, which the borrower may have caught, has cost the session.
-    _is_broken = False
     #: Whether the server reports what a statement changes in the session.
     _is_tracked = False
     #: What PyMySQL, from 1.2 on, has last set on the socket.
@@ -346,8 +344,9 @@ class Wire(PyMySQLConnection):
     # What is known for the return
 
     def _note(self, error: BaseException) -> None:
-        """Remember whether the session is sound after `error`."""
-        self._is_broken = self._is_broken or not self._survives(error)
+        """Remember that the session is not to be used again, if so, after `error`, which the borrower may catch."""
+        if not self._survives(error):
+            self._left = BROKEN
 
     def _survives(self, error: BaseException) -> bool:
         """Whether a session may be used again after `error`."""

@@ -480,7 +480,7 @@ def test_an_error_with_a_signature_of_its_own_arrives_as_it_is(make_pool: MakePo
         pool.get_connection(timeout=0, retry_num=0)
     cause: Any = exhausted.value.__cause__
     assert (type(cause), cause.args, cause.hint) == (Odd, (2003, "h"), "mind the gap")
-    pool._pool.give_back(held)
+    pool._pool.put(held)
 
 
 def test_what_pymysql_deprecates_is_told_of_the_caller_s_line(make_pool: MakePool) -> None:
