@@ -229,6 +229,18 @@ def test_a_waiter_that_can_not_go_on_is_passed_over() -> None:
     assert items.get(timeout=0) == "one"
 
 
+def test_who_waits_already_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit refuses who comes, while whoever waits already waits on."""
+    monkeypatch.setattr(fairqueue, "CHECK_INTERVAL", 0.001)
+    one_more = fairqueue.Waiter()
+    one_more.thread = -1
+    events: list[Any] = [lambda items: items._join(one_more), put]
+    items = EventfulQueue(lambda items: events.pop(0)(items))
+    items._max_waiting = 1
+    assert items.get() == "handed"
+    assert items.waiting() == 1
+
+
 def test_an_item_that_another_takes_first() -> None:
     """Who finds an item, and then finds it gone, waits on."""
 

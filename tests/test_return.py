@@ -364,6 +364,41 @@ def test_what_a_borrower_sets_on_its_handle_goes_with_it(make_pool: MakePool) ->
         assert session == session_lent_next(pool)
 
 
+@pytest.mark.parametrize("reset", ["auto", None])
+@pytest.mark.parametrize(("reading", "writing"), [(None, None), (10, None), (None, 10), (10, 15)])
+def test_timeouts_are_the_borrowers(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, reset: str | None, reading: int | None, writing: int | None
+) -> None:
+    """A borrower's commands have the user's timeouts, whatever was done before; the pool's own never wait for ever."""
+    pools_own = 20
+    for module in ("pool", "wire"):
+        monkeypatch.setattr(f"pymysqlpool.{module}.PING_TIMEOUT", pools_own)
+    seen: set[tuple[str, float | None]] = set()
+
+    class Observed(Connection):
+        def _write_bytes(self, data: bytes) -> None:
+            super()._write_bytes(data)
+            if self._pool is not None:
+                seen.add(("a borrower writes", self._sock.gettimeout()))
+
+        def _read_bytes(self, size: int) -> Any:
+            data = super()._read_bytes(size)
+            seen.add(("a borrower reads" if self._pool is not None else "the pool reads", self._sock.gettimeout()))
+            return data
+
+    timeouts = {"read_timeout": reading, "write_timeout": writing, "connect_timeout": pools_own}
+    pool = make_pool(size=1, connection_class=Observed, reset=reset, autocommit=True, **timeouts)
+    for pre_ping in (False, True):
+        for statement in ("select 1", "set @a = 1", "select 1", "start transaction", "set @a = 1", "set @a = 1"):
+            with pool.connection(pre_ping=pre_ping) as connection:
+                connection.query(statement)
+    assert seen == {
+        ("a borrower writes", writing),
+        ("a borrower reads", reading),
+        ("the pool reads", min(pools_own, reading or pools_own)),
+    }
+
+
 def test_connections_share_nothing_that_can_be_changed(make_pool: MakePool) -> None:
     """All of a pool's connections are copies of one, with converters and attributes of their own."""
     pool = make_pool(size=2)
