@@ -234,8 +234,12 @@ def test_who_waits_already_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(fairqueue, "CHECK_INTERVAL", 0.001)
     one_more = fairqueue.Waiter()
     one_more.thread = -1
-    events: list[Any] = [lambda items: items._join(one_more), put]
-    items = EventfulQueue(lambda items: events.pop(0)(items))
+
+    def come(items: EventfulQueue) -> None:
+        items._join(one_more)
+        items.events = [put]
+
+    items = EventfulQueue(come)
     items._max_waiting = 1
     assert items.get() == "handed"
     assert items.waiting() == 1
