@@ -47,7 +47,7 @@ _CHANGES_TRANSACTION = rf"""(?x){_IN_FRONT}(?:
 """
 _ENDS_TRANSACTION = rb"(?i)\s*(?:COMMIT|ROLLBACK)(?:\s+WORK)?\s*;?\s*"
 # What may stand in front of a parenthesis in a statement that does nothing but read: a stored function may write.
-_CALLED = r"(\.?\w+|[^\s\w(])\s*\("
+_AT_END = r"(?:\.\s*)?[\w$\ufffd]+$|\S?$"  # U+FFFD: any letter that is not ASCII
 _PURE = frozenset(
     """
     ABS ADDDATE ADDTIME ALL AND ANY ANY_VALUE AS ASCII AVG BETWEEN BIN BIT_AND BIT_COUNT BIT_LENGTH BIT_OR BY CASE
@@ -99,8 +99,10 @@ def certainly_reads(command: int, sql: bytes) -> bool:
     """Whether a command that READS does nothing else, also where it calls functions: it may be run twice."""
     if command != COMMAND.COM_QUERY:
         return True
-    text = sql.decode("ascii", "replace").upper()
-    return all(name in _PURE or name in "=<>,+-*%|&!^" for name in re.findall(_CALLED, text))
+    # No regular expression looks through all of it, as a literal may be long; no name has more than 64 characters.
+    in_front = [part.rstrip()[-80:] for part in sql.decode("ascii", "replace").upper().split("(")[:-1]]
+    names = [re.findall(_AT_END, part)[0] for part in in_front]
+    return all(name in _PURE or name in "=<>,+-*%|&!^" for name in names)
 
 
 def writes(sql: bytes) -> bool:

@@ -18,10 +18,12 @@ import pymysql
 import pytest
 from helpers import eventually, kill, one_thread, session_of
 from proxy import Proxy
-from pymysql.constants import CR
+from pymysql.constants import COMMAND, CR
 from pymysql.err import OperationalError
 from server import Server, running_server
 from test_fork import FORK_AND_THREADS, by_fork, refuses
+
+from pymysqlpool.statements import certainly_reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -366,6 +368,20 @@ def test_a_failing_reset(  # noqa: PLR0917 - fixtures
         pending = return_behind(dam, pool, deed.format(database), begin)
         eventually(lambda: dam.held)
         costs_the_session(pool, dam, pending, moment, dam.let_go)
+
+
+@pytest.mark.parametrize(
+    ("sql", "is_certain"),
+    [
+        ("select 1", True),
+        ("select ((1)), count(*), LENGTH (concat(a, 'b')) from t where a in (1, 2) and (b = 1 or -(c) < +(d))", True),
+        *((f"select count(*), {function}(1)", False) for function in ("f", "f\n", "f_abs", "f$abs", "éabs", "`abs`")),
+        *((f"select count(*), {function}(1)", False) for function in ("d.abs", "`d`.abs", "d . abs", "f/**/")),
+    ],
+)
+def test_what_may_be_repeated(sql: str, is_certain: bool) -> None:
+    """What calls a function that may be a stored one, and so may write, is not run before the reset is known good."""
+    assert certainly_reads(COMMAND.COM_QUERY, sql.encode()) is is_certain
 
 
 # No reply at all
