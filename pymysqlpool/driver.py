@@ -14,7 +14,6 @@ if TYPE_CHECKING:
         _sock: Any
         _rfile: Any
         _result: Any
-        _next_seq_id: int
         _read_timeout: float | None
         _write_timeout: float | None
         _current_timeout: float | None

@@ -175,7 +175,6 @@ class Wire(PyMySQLConnection):
                 PyMySQLConnection._execute_command(self, command, sql)
                 session.read_pending(timeout)
                 self._current_timeout = timeout
-                self._next_seq_id = 1
                 return
             session.read_pending(timeout)
             self._check_silent(session)

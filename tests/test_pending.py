@@ -261,6 +261,40 @@ def test_a_late_reply(make_dammed_pool: MakePool, dam: Dam, owed: str, moment: s
     assert borrow_and_check(pool, dam, pending, moment, dam.let_go) == pending.session
 
 
+@pytest.fixture
+def large_packets(admin: Admin) -> Iterator[None]:
+    """Let the server take statements of more than 16 MB, each of several packets."""
+    with admin.cursor() as cursor:
+        cursor.execute("select @@global.max_allowed_packet")
+        [(before,)] = cursor.fetchall()
+        cursor.execute(f"set global max_allowed_packet = {2**26}")
+        yield
+        cursor.execute(f"set global max_allowed_packet = {before}")
+
+
+@pytest.mark.usefixtures("large_packets")
+def test_a_statement_of_several_packets(make_dammed_pool: MakePool, dam: Dam) -> None:
+    """However long a statement is, it is looked through in a moment, and gets its own answer behind the pending one."""
+    pool = make_dammed_pool(autocommit=True)
+    pending = return_behind(dam, pool, LEAVE_A_VARIABLE, dam.hold)
+    eventually(lambda: dam.held)
+    long = 2**24 + 1
+    connection = pool.get_connection(timeout=0)
+
+    def ask() -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute(f"select length('{'a' * long}'), connection_id()")
+            return cursor.fetchall()
+
+    with one_thread() as thread:
+        asked = dam.asked
+        answer = thread.submit(ask)
+        eventually(lambda: dam.asked > asked + long)
+        dam.let_go()
+        assert answer.result(GENEROUS) == ((long, pending.session),)
+    connection.close()
+
+
 @pytest.mark.parametrize("owed", OWED)
 def test_a_reconnect_by_hand(make_dammed_pool: MakePool, dam: Dam, owed: str) -> None:
     """Who reconnects does not wait for the replies that the session before still owes."""
