@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Callable
 
 import pymysql
@@ -184,6 +184,22 @@ def test_a_proxy_of_a_cursor_answers_for_its_connection(make_pool: MakePool) -> 
         cursor.commit()
         assert cursor.connection.execute_query("select 1", return_one=True) == (1,)
     assert pool.size() == 1
+
+
+@pytest.mark.parametrize("is_inner", [False, True])
+@pytest.mark.parametrize("error", [None, Failure(), KeyboardInterrupt()])
+def test_the_cursor_of_a_block_is_closed_at_its_end(
+    make_pool: MakePool, error: BaseException | None, is_inner: bool
+) -> None:
+    """However a block ends, its cursor is closed then, and says so as PyMySQL's does; the rows it has can be read."""
+    connection = make_pool(size=1).get_connection()
+    with connection if is_inner else nullcontext():
+        with suppress(Failure, KeyboardInterrupt), connection as cur:
+            cur.execute("select 1")
+            raise_if(error)
+        with pytest.raises(ProgrammingError, match="Cursor closed"):
+            cur.execute("select 2")
+        assert cur.fetchall() == ((1,),)
 
 
 def test_a_closed_cursor_does_not_end_the_block(make_pool: MakePool, add: Add, numbers: Numbers) -> None:
