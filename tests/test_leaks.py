@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 
 import pymysql
 import pytest
+from protocol_proxy import OK, ProtocolProxy
 from pymysql.constants import CLIENT
 from pymysql.cursors import DictCursor, SSCursor
 
@@ -511,6 +512,27 @@ def test_a_server_that_can_not_reset_gets_a_new_connection(reset: str, scene: Sc
     fourth = pool.get_connection()
     assert (fourth.server_thread_id[0] == third.server_thread_id[0]) is (reset == "auto")
     fourth.close()
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_a_proxy_that_answers_a_reset_itself(
+    server: Server, admin: Admin, database: str, make_pool: MakePool, autocommit: bool
+) -> None:
+    """A transaction has ended also where a proxy keeps COM_RESET_CONNECTION from the server."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"create table {database}.numbers (n int) engine=innodb")
+    with (
+        ProtocolProxy(server.host, server.port) as proxy,
+        make_pool(size=1, host=proxy.host, port=proxy.port, ssl_disabled=True, autocommit=autocommit) as pool,
+    ):
+        proxy.answer = lambda command: [OK] if command.is_reset else None
+        for _ in range(2):  # of the first reset the pool waits for the reply
+            connection = pool.get_connection()
+            run("start transaction;\ninsert into numbers values (1);\nset @v = 9")(connection)
+            connection.close()
+            with pool.connection() as other:
+                assert other.server_thread_id[0] == connection.server_thread_id[0]
+                assert ask(other, "select count(*) from numbers") == ((0,),)
 
 
 @pytest.mark.parametrize("deed", ["insert into triggers values (1)", "select notes()", "select 1"])
