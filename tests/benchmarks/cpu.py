@@ -7,8 +7,9 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
+import pymysql
 from common import Figure, Measure, Setting, cpu, ratio, stay_on_one_core
-from peers import select
+from peers import Unsupported, insert, select
 
 if TYPE_CHECKING:
     from peers import Pool
@@ -22,18 +23,16 @@ def cycle_often(borrow: Callable[[], Any], give_back: Callable[[Any], Any]) -> N
         give_back(borrow())
 
 
-def cycle_with_select_often(
-    borrow: Callable[[], Any], use: Callable[[Any], Any], give_back: Callable[[Any], Any]
-) -> None:
+def cycle_with_use_often(borrow: Callable[[], Any], use: Callable[[Any], Any], give_back: Callable[[Any], Any]) -> None:
     for _ in range(CYCLES):
         connection = borrow()
         use(connection)
         give_back(connection)
 
 
-def select_often(raw: Any) -> None:
+def use_often(use: Callable[[Any], Any], raw: Any) -> None:
     for _ in range(CYCLES):
-        select(raw)
+        use(raw)
 
 
 def measure_cycle(peer: type[Pool], setting: Setting) -> dict[str, float]:
@@ -72,9 +71,42 @@ def measure_select(peer: type[Pool], setting: Setting) -> dict[str, float]:
     raw = pool.raw()
     return {
         "select": ratio(
-            partial(cpu, cycle_with_select_often, pool.borrow, pool.select, pool.give_back),
-            partial(cpu, select_often, raw),
+            partial(cpu, cycle_with_use_often, pool.borrow, pool.select, pool.give_back),
+            partial(cpu, use_often, select, raw),
             setting.rounds(120),
+        )
+    }
+
+
+def measure_insert(peer: type[Pool], setting: Setting) -> dict[str, float]:
+    """{borrow, INSERT, return} beside raw PyMySQL's INSERT.
+
+    On a session of its own, as replies that the pool has yet to read may be on their way on the pool's.
+    """
+    stay_on_one_core()
+    pool = peer(1, **setting.near)
+    raw = pymysql.connect(**setting.near)
+    return {
+        "insert": ratio(
+            partial(cpu, cycle_with_use_often, pool.borrow, pool.insert, pool.give_back),
+            partial(cpu, use_often, insert, raw),
+            setting.rounds(60),
+        )
+    }
+
+
+def measure_reset(peer: type[Pool], setting: Setting) -> dict[str, float]:
+    """{borrow, SELECT 1, return} with all undone that a borrower may have left, beside raw PyMySQL's SELECT 1."""
+    if peer.resets_all is None:
+        raise Unsupported("it undoes transactions only")
+    stay_on_one_core()
+    pool = peer(1, **setting.near, **peer.resets_all)
+    raw = pymysql.connect(**setting.near)
+    return {
+        "reset": ratio(
+            partial(cpu, cycle_with_use_often, pool.borrow, pool.select, pool.give_back),
+            partial(cpu, use_often, select, raw),
+            setting.rounds(60),
         )
     }
 
@@ -95,4 +127,15 @@ GROWTH = Measure(
 SELECT = Measure(
     measure_select,
     [Figure("select", "CPU of {borrow, SELECT 1, return}, to a raw SELECT 1 on the same session", at_most=1.2)],
+)
+INSERT = Measure(measure_insert, [Figure("insert", "CPU of {borrow, INSERT, return}, to a raw INSERT", at_most=1.8)])
+RESET = Measure(
+    measure_reset,
+    [
+        Figure(
+            "reset",
+            'CPU of {borrow, SELECT 1, return} where the whole session is reset (`reset="session"`), to a raw SELECT 1',
+            at_most=2.4,
+        )
+    ],
 )

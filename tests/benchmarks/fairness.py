@@ -56,9 +56,8 @@ class Round:
         self._turns.append(turns)
 
 
-def turn_of(pool: Pool, use: Callable[[Any], Any]) -> Callable[[], float]:
+def turn_of(wait: Callable[[], Any], use: Callable[[Any], Any], give_back: Callable[[Any], Any]) -> Callable[[], float]:
     """{borrow, use, return}, which tells how long the borrowing took."""
-    wait, give_back = pool.wait, pool.give_back
 
     def turn() -> float:
         begin = time.perf_counter()
@@ -86,7 +85,8 @@ def against_threads_without_a_line(
     peer: type[Pool], setting: Setting, threads: int, size: int
 ) -> tuple[list[Round], float]:
     """The rounds of a pool, and its rate beside that of as many threads as it has connections, each with its own."""
-    turn = turn_of(peer(size, **setting.near), hold)
+    pool = peer(size, **setting.near)
+    turn = turn_of(pool.wait, hold, pool.give_back)
     length = 1.0 if setting.quick else 3.0
     rounds, rates = [], []
     for _ in range(setting.rounds(7)):
@@ -119,8 +119,9 @@ def measure_many(peer: type[Pool], setting: Setting) -> dict[str, float]:
 
 def measure_rush(peer: type[Pool], setting: Setting) -> dict[str, float]:
     """16 threads on 4 connections, SELECT 1 without a pause, beside a bare queue of raw connections."""
-    turn = turn_of(peer(4, **setting.near), peer.select)
-    bare = turn_of(LifoQueue(4, **setting.near), select)
+    pool, queue = peer(4, **setting.near), LifoQueue(4, **setting.near)
+    turn = turn_of(pool.wait, peer.select, pool.give_back)
+    bare = turn_of(queue.wait, select, queue.give_back)
     length = 0.7 if setting.quick else 2.0
     rounds, rates = [], []
     for _ in range(setting.rounds(14)):

@@ -1,10 +1,12 @@
-"""The memory of idle connections, with PyMySQL's defaults."""
+"""The memory of idle connections, and of large results, with PyMySQL's defaults."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -14,26 +16,35 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pymysql
 from common import Figure, Measure, Setting
-from peers import PEERS, Unsupported
+from peers import PEERS, Unsupported, execute
 
 if TYPE_CHECKING:
     from peers import Pool
 
 COUNT = 60
+SQL = "select repeat('x', 8 << 20)"
 
 
 def measure(peer: type[Pool], setting: Setting) -> dict[str, float]:
     """By how much the process grows, beside one that has as many raw connections."""
+    return {"memory": _ratio("idle", peer, setting)}
+
+
+def measure_peak(peer: type[Pool], setting: Setting) -> dict[str, float]:
+    """By how much it grows while it reads large results one after the other, beside one that reads without a pool."""
+    return {"peak": _ratio("peak", peer, setting)}
+
+
+def _ratio(what: str, peer: type[Pool], setting: Setting) -> float:
     connect_kwargs = setting.defaults["plain"]
-    ratios = [
-        _in_a_process(peer.__name__, connect_kwargs) / _in_a_process("", connect_kwargs)
+    return statistics.median(
+        _in_a_process(what, peer.__name__, connect_kwargs) / _in_a_process(what, "", connect_kwargs)
         for _ in range(setting.rounds(5))
-    ]
-    return {"memory": statistics.median(ratios)}
+    )
 
 
-def _in_a_process(name: str, connect_kwargs: dict[str, Any]) -> float:
-    command = [sys.executable, __file__, name, json.dumps(connect_kwargs)]
+def _in_a_process(what: str, name: str, connect_kwargs: dict[str, Any]) -> float:
+    command = [sys.executable, __file__, what, name, json.dumps(connect_kwargs)]
     growth = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     if not growth:
         raise Unsupported("so many")
@@ -58,10 +69,28 @@ def _growth(name: str, connect_kwargs: dict[str, Any]) -> int:
     return after - before
 
 
+def _peak(name: str, connect_kwargs: dict[str, Any]) -> int:
+    """The growth in bytes, at its highest, by reading large results from a pool's connection, or from a raw one."""
+    process = psutil.Process()
+    if name:
+        read = PEERS[name](1, **connect_kwargs).read
+    else:
+        read = functools.partial(execute, pymysql.connect(**connect_kwargs))
+    gc.collect()
+    before: int = process.memory_info().rss
+    for _ in range(COUNT):
+        read(SQL)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
 MEASURE = Measure(
     measure, [Figure("memory", f"memory of {COUNT} idle connections, to that of {COUNT} raw ones", at_most=0.05)]
+)
+PEAK = Measure(
+    measure_peak, [Figure("peak", f"peak of the memory in {COUNT} reads of 8 MB, to that of raw ones", at_most=1.2)]
 )
 
 if __name__ == "__main__":
     with suppress(Unsupported):
-        print(_growth(sys.argv[1], json.loads(sys.argv[2])))
+        measured = {"idle": _growth, "peak": _peak}[sys.argv[1]]
+        print(measured(sys.argv[2], json.loads(sys.argv[3])))

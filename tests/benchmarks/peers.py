@@ -9,6 +9,10 @@ import operator
 import queue
 from typing import Any, Callable
 
+#: What is inserted into; `run.py` makes it.
+DATABASE = "pymysqlpool_benchmarks"
+INSERT = f"insert into {DATABASE}.t values (1)"
+
 
 class Unsupported(Exception):
     """What is measured there is nothing that this pool can do."""
@@ -21,6 +25,26 @@ def select(connection: Any) -> Any:
     rows = cursor.fetchall()
     cursor.close()
     return rows
+
+
+def insert(connection: Any) -> None:
+    """Write a row."""
+    execute(connection, INSERT)
+
+
+def transfer(connection: Any) -> None:
+    """Write in a transaction of three statements."""
+    for sql in ("begin", INSERT, INSERT, f"select count(*) from {DATABASE}.empty", "commit"):
+        execute(connection, sql)
+
+
+def execute(connection: Any, sql: str) -> None:
+    """Run a statement, and read what rows it has."""
+    cursor = connection.cursor()
+    cursor.execute(sql)
+    if cursor.description:
+        cursor.fetchall()
+    cursor.close()
 
 
 def plain(connection: Any) -> Any:
@@ -46,10 +70,19 @@ class Pool:
     wait: Callable[[], Any]
     """Take a connection, however long that takes."""
     select = staticmethod(select)
+    insert = staticmethod(insert)
+    resets_all: dict[str, Any] | None = None
+    """What to make it with, so that it undoes all that a borrower may have left; None if it can't."""
     give_back = staticmethod(operator.methodcaller("close"))
 
     def __init__(self, size: int, *, opened: int | None = None, autocommit: bool = True, **connect_kwargs: Any) -> None:
         raise NotImplementedError
+
+    def read(self, sql: str) -> None:
+        """Run a query in the way in which one uses this pool."""
+        connection = self.borrow()
+        execute(connection, sql)
+        self.give_back(connection)
 
     def raw(self) -> Any:
         """A plain PyMySQL connection on the session that is borrowed next."""
@@ -67,11 +100,18 @@ class PyMySQLPool(Pool):
 
     title = "pymysqlpool"
     module = "pymysqlpool"
+    resets_all = {"reset": "session"}  # noqa: RUF012  nobody changes it
 
     def __init__(self, size: int, *, opened: int | None = None, **connect_kwargs: Any) -> None:
         self.pool = importlib.import_module("pymysqlpool").ConnectionPool(size, pre_create_num=opened, **connect_kwargs)
         self.borrow = self.pool.get_connection
         self.wait = functools.partial(self.pool.get_connection, timeout=None)
+
+    def read(self, sql: str) -> None:
+        """Run a query in a block."""
+        with self.pool.get_connection() as cursor:
+            cursor.execute(sql)
+            cursor.fetchall()
 
 
 class LifoQueue(Pool):
@@ -160,6 +200,7 @@ class MySQLConnector(Pool):
 
     title = "mysql-connector-python, pure"
     module = "mysql.connector.pooling"
+    resets_all = {}  # noqa: RUF012  it always does
 
     def __init__(self, size: int, *, opened: int | None = None, **connect_kwargs: Any) -> None:
         if size > 32 or opened is not None:
@@ -213,6 +254,16 @@ class Peewee(Pool):
     def select(connection: Any) -> Any:
         """Run a query and read all its rows."""
         return connection.execute_sql("select 1").fetchall()
+
+    @staticmethod
+    def insert(connection: Any) -> None:
+        """Write a row."""
+        connection.execute_sql(INSERT)
+
+    def read(self, sql: str) -> None:
+        """Run a query and read all its rows."""
+        self.borrow().execute_sql(sql).fetchall()
+        self.pool.close()
 
     def _inner(self, connection: Any) -> Any:
         return connection.connection()

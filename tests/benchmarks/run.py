@@ -25,10 +25,11 @@ import fairness
 import imports
 import memory
 import opening
+import pymysql
 import report
 import trips
 from common import Measure, Setting
-from peers import PEERS, PyMySQLPool, Unsupported
+from peers import DATABASE, PEERS, PyMySQLPool, Unsupported
 from proxy import Proxy
 from server import ServerNotFound, running_server
 
@@ -38,11 +39,16 @@ if TYPE_CHECKING:
 MEASURES: dict[str, Measure] = {
     "commands": commands.MEASURE,
     "trips": trips.MEASURE,
+    "inserts": trips.INSERT,
+    "transactions": trips.TRANSACTIONS,
     "cycle": cpu.CYCLE,
     "growth": cpu.GROWTH,
     "select": cpu.SELECT,
+    "insert": cpu.INSERT,
+    "reset": cpu.RESET,
     "opening": opening.MEASURE,
     "memory": memory.MEASURE,
+    "peak": memory.PEAK,
     "fairness": fairness.FAIRNESS,
     "many": fairness.MANY,
     "rush": fairness.RUSH,
@@ -59,7 +65,13 @@ def setting(*, quick: bool) -> Iterator[Setting]:
         near = {**server.connect_kwargs, "ssl_disabled": True, "autocommit": True}
         far = {**near, "host": proxy.host, "port": proxy.port}
         defaults = {"plain": server.connect_kwargs, "tls": secure.connect_kwargs}
-        yield Setting(near, far, defaults, quick)
+        with pymysql.connect(**near) as connection, connection.cursor() as cursor:
+            cursor.execute(f"drop database if exists {DATABASE}")
+            cursor.execute(f"create database {DATABASE}")
+            cursor.execute(f"create table {DATABASE}.t (n int) engine=innodb")
+            cursor.execute(f"create table {DATABASE}.empty (n int) engine=innodb")
+            yield Setting(near, far, defaults, quick)
+            cursor.execute(f"drop database {DATABASE}")
 
 
 @contextmanager
