@@ -244,10 +244,11 @@ class ConnectionPool(Generic[Connection_co]):
 
     def _look_for_fault(self, connection: Connection, session: Session, now: float, *, pre_ping: bool) -> str | None:
         """Why an idle session is not there, or not clean; None where it is both. No lock is held."""
+        pings = pre_ping or now - session.idle_since >= self._ping_after
         try:
-            if session.is_to_be_looked_at() or (session.pending is not None and session.poll(0)):
+            if session.is_to_be_looked_at() or (session.pending is not None and (pings or session.poll(0))):
                 connection._read_pending(session)
-            if pre_ping or now - session.idle_since >= self._ping_after:
+            if pings:
                 with connection._timeouts(PING_TIMEOUT):
                     connection.ping()
         except (OSError, MySQLError) as error:

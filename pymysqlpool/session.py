@@ -80,9 +80,12 @@ class Session:
 
     def owes_replies(self) -> bool:
         """Whether replies are pending that have yet to come. Any thread may ask."""
-        return self.pending is not None and not _poll(self.sock)(
-            0
-        )  # one of its own: a poll is for one thread at a time
+        if self.pending is None:
+            return False
+        try:
+            return not _poll(self.sock)(0)  # one of its own: a poll is for one thread at a time
+        except ValueError:
+            return False  # another thread has closed it meanwhile
 
     def read_pending(self, timeout: float | None) -> None:
         """Read the replies to the pool's own commands, waiting for each at most `timeout` seconds.

@@ -660,6 +660,34 @@ def test_what_is_done_on_a_replacement_is_known(make_pool: MakePool, admin: Admi
         assert cursor.fetchall() == ((1,),)
 
 
+def test_a_ping_behind_a_reset_that_fails(make_pool: MakePool) -> None:
+    """A borrower whose session is pinged before the reply to its reset has come gets another where that is an error."""
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    connection.query("set @left = 1")
+    connection.close()  # the first reset, which the next borrower waits for
+    connection = pool.get_connection()
+    number = connection.thread_id()
+    connection.close()
+    [idle] = pool._pool.idle()
+    session: Any = idle._place.session
+    idle._send(session, to_commands((COMMAND.COM_QUERY, b"no SQL")))
+    session.poll = lambda _: []  # as if it was still on its way
+    connection = pool.get_connection(pre_ping=True)
+    assert session_of(connection) != number
+    connection.close()
+
+
+def test_a_session_that_is_closed_while_another_looks_at_it(make_pool: MakePool) -> None:
+    """It owes nothing any more."""
+    pool = make_pool(size=1)
+    [idle] = pool._pool.idle()
+    session: Any = idle._place.session
+    session.pending = to_commands((COMMAND.COM_PING, b""))
+    session._close_socket()
+    assert not session.owes_replies()
+
+
 @pytest.mark.parametrize(
     "statement", ["set profiling = 1", "set optimizer_trace = 'enabled=on'", "set resource group g"]
 )
