@@ -344,7 +344,9 @@ class Soak:
         """A transfer in two halves, in a block of its own or on a handle that all share."""
         giver, taker = chance.sample(range(ACCOUNTS), 2)
         writes_early = chance.random() < 0.1
-        handle = self.shared if self.shared and chance.random() < 0.5 else self.pool.get_connection()
+        # What strikes in a block on the shared handle would join it.
+        may_share = self.shared is not None and self.depth[threading.get_ident()] == 1
+        handle = self.shared if may_share and chance.random() < 0.5 else self.pool.get_connection()
         with handle as cur, self.borrowed(cur.connection):
             if writes_early:
                 cur.execute("update accounts set balance = balance - 1 where id = %s", (giver,))
@@ -429,8 +431,6 @@ class Soak:
     @contextmanager
     def struck_everywhere(self) -> Iterator[None]:
         """Let signals and the collector strike."""
-        gc.collect()
-        gc.freeze()
         gc.set_threshold(10, 2, 2)
         sys.unraisablehook = self.on_unraisable
         if hasattr(signal, "setitimer"):
@@ -519,6 +519,7 @@ def main() -> int:
     pymysqlpool.logger.setLevel("ERROR")
     sys.setswitchinterval(1e-6)
     print(f"seed {options.seed}", flush=True)
+    gc.freeze()  # so that the many collections are quick; before there is a pool, whose connections may be lost
     with running_server() as server:
         return 0 if Soak(server, options.seed, options.threads, options.connections).run(options.seconds) else 1
 
