@@ -294,7 +294,7 @@ class Soak:
         if not self.stale:
             return
         with suppress(IndexError):
-            connection = self.stale.pop(chance.randrange(len(self.stale)))
+            connection = self.stale.pop(int(chance.random() * len(self.stale)))
             connection.close()
             try:
                 connection.query("update accounts set balance = 0")
