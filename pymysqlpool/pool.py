@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Generic, NoReturn
 from pymysql.err import MySQLError
 
 from .connection import Connection, Template
-from .errors import GetConnectionFromPoolError, PoolClosedError, ReturnConnectionToPoolError
+from .errors import GetConnectionFromPoolError, PoolClosedError, PoolError, ReturnConnectionToPoolError
 from .fairqueue import LineTooLong, QueueClosed
 from .log import logger
 from .opening import Opener
@@ -70,6 +70,9 @@ class ConnectionPool(Generic[Connection_co]):
     - `reset`: what of a borrower's session is undone before the next one's first command: "auto" what may have been
       left, "session" always all, "rollback" transactions only, None nothing.
     - `connection_class`: a subclass of `Connection`.
+    - `on_connect` (None): called with each new session's connection, as PyMySQL's own without a pool, and again after
+      each reset, before the next borrower gets it; what it leaves open is committed. An error in it is an error in
+      opening the connection.
 
     All other keywords are those of `pymysql.connect()`; a `password` that is a callable is asked at each opening.
 
@@ -91,6 +94,7 @@ class ConnectionPool(Generic[Connection_co]):
         leak_warning: float | None = None,
         reset: str | None = "auto",
         connection_class: type[Connection_co] = Connection,  # type: ignore[assignment]  # the default of both
+        on_connect: Callable[[Connection_co], object] | None = None,
         **connect_kwargs: Any,
     ) -> None:
         if name is not None and not isinstance(name, str):
@@ -109,9 +113,9 @@ class ConnectionPool(Generic[Connection_co]):
             raise TypeError(
                 f"connection_class should be a subclass of pymysqlpool.Connection, not {connection_class!r}"
             )
-        for keyword, reason in _REFUSED.items():
-            if keyword in connect_kwargs:
-                raise TypeError(f"{keyword} is no argument: {reason}")
+        if not (on_connect is None or callable(on_connect)):
+            raise TypeError(f"on_connect should be a function of a connection, not {on_connect!r}")
+        _check_keywords(connect_kwargs)
         _replace_deprecated(connect_kwargs)
         self.maxsize = maxsize
         lifetime = _seconds("con_lifetime", con_lifetime, at_least=-math.inf)
@@ -129,6 +133,7 @@ class ConnectionPool(Generic[Connection_co]):
         self._size = size
         self._ping_after = math.inf if self.ping_after is None else self.ping_after
         self._max_waiting = max_waiting
+        self._on_connect: Callable[[Any], object] | None = on_connect
         self._observers: list[Callable[[str, float], object]] = []
         self._template = Template(connection_class, connect_kwargs)
         self._opener = Opener(self.name, self.con_lifetime, reset)
@@ -245,8 +250,10 @@ class ConnectionPool(Generic[Connection_co]):
     def _look_for_fault(self, connection: Connection, session: Session, now: float, *, pre_ping: bool) -> str | None:
         """Why an idle session is not there, or not clean; None where it is both. No lock is held."""
         pings = pre_ping or now - session.idle_since >= self._ping_after
+        was_reset = self._on_connect is not None and session.pending not in (None, ROLLBACK)
+        must_read = pings or was_reset or session.is_to_be_looked_at()
         try:
-            if session.is_to_be_looked_at() or (session.pending is not None and (pings or session.poll(0))):
+            if session.pending is not None and (must_read or session.poll(0)):
                 connection._read_pending(session)
             if pings:
                 with connection._timeouts(PING_TIMEOUT):
@@ -254,9 +261,30 @@ class ConnectionPool(Generic[Connection_co]):
         except (OSError, MySQLError) as error:
             is_answer = session.pending is not None and isinstance(error, MySQLError) and connection._survives(error)
             return "reset" if is_answer else "broken"
+        if was_reset:
+            try:
+                with connection._timeouts(connection.connect_timeout):
+                    self._prepare(connection, session)
+            except Exception:  # noqa: BLE001  if it lasts, it is raised for the session that takes the place of this
+                return "reset"
         # Where no reply is pending the server has closed the session (KILL, wait_timeout, restart), perhaps with a
         # parting error packet.
         return "broken" if session.pending is None and session.poll(0) else None
+
+    def _prepare(self, connection: Connection, session: Session) -> None:
+        """Call `on_connect`, outside every lock, with the connection of a session that is new, or as good as new.
+
+        Raises what it raises.
+        """
+        if self._on_connect is None or session.sock is None:
+            return
+        token, connection._token = connection._token, None  # what it does is nothing that a borrower leaves behind
+        self._on_connect(connection)
+        if connection._sock is session.sock:
+            connection.commit()  # which reads what it has left unread, too
+        if connection._sock is not session.sock:
+            raise PoolError("on_connect has closed the connection, or opened it again")
+        connection._token, connection._result = token, None
 
     def _open(self, connection: Connection) -> None:
         """Open a connection, outside every lock. Raises PyMySQL's error where that fails."""
@@ -268,6 +296,7 @@ class ConnectionPool(Generic[Connection_co]):
             # The handshake, too, has `connect_timeout` for each of its steps.
             with connection._timeouts(connection.connect_timeout):
                 session = self._opener.open(connection)
+                self._prepare(connection, session)
             self._template.remember(session, connection, before)
             session.check_at = session.idle_since + self._ping_after
             place.totals.has_opened(seconds := monotonic() - began)
@@ -453,7 +482,7 @@ class ConnectionPool(Generic[Connection_co]):
         """A connection with the same session, and on its way to the server what undoes what the borrower has left."""
         commands = None
         if handle._left >= DIRTY and session.reset is not None:
-            is_doubtful = handle._left == DOUBTFUL
+            is_doubtful = handle._left == DOUBTFUL or self._on_connect is not None  # which may have chosen a database
             commands = session.reset.commands(with_database=is_doubtful)
             if handle._may_be_in_transaction or is_doubtful:
                 # A proxy may answer the reset itself. Nor does a reset end an XA transaction that is prepared: MariaDB
@@ -467,7 +496,7 @@ class ConnectionPool(Generic[Connection_co]):
                 connection._send(session, commands)
             except MySQLError:
                 return self._recreate(place, "broken", Session.abandon)
-            if session.is_to_be_looked_at():
+            if session.is_to_be_looked_at() or (self._on_connect is not None and commands != ROLLBACK):
                 session.check_at = session.idle_since
         return connection
 
@@ -646,6 +675,13 @@ def _whole_wait(name: str, timeout: float | None, retry_num: int) -> float | Non
         raise ValueError(f"retry_num should be at least 0, not {retry_num}")
     seconds = _seconds(name, timeout)
     return seconds and seconds * (1 + retry_num)
+
+
+def _check_keywords(connect_kwargs: dict[str, Any]) -> None:
+    """Raise for what can be no keyword of PyMySQL's here."""
+    for keyword, reason in _REFUSED.items():
+        if keyword in connect_kwargs:
+            raise TypeError(f"{keyword} is no argument: {reason}")
 
 
 def _replace_deprecated(connect_kwargs: dict[str, Any]) -> None:

@@ -316,7 +316,7 @@ class Wire(PyMySQLConnection):
         Raises OSError, or PyMySQL's error, where the session is not to be used.
         """
         is_first = session.is_to_be_looked_at()
-        session.read_pending(PING_TIMEOUT)
+        self.server_status = session.read_pending(PING_TIMEOUT)
         self._check_silent(session)
         if is_first:
             token, self._token = self._token, None

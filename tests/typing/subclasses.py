@@ -47,9 +47,14 @@ def takes_pool_of_mine(pool: ConnectionPool[Mine]) -> int:
     return pool.get_connection().answer()
 
 
+def prepare(connection: Mine) -> None:
+    """What each new session is prepared with."""
+    assert connection.answer() == 42
+
+
 def main(config: dict[str, Any]) -> None:
     """Run it."""
-    with ConnectionPool(size=1, connection_class=Mine, **config) as pool:
+    with ConnectionPool(size=1, connection_class=Mine, on_connect=prepare, **config) as pool:
         conn = pool.get_connection()
         assert conn.answer() == 42
         conn.close()
