@@ -15,6 +15,8 @@ from .driver import COM_RESET_CONNECTION
 from .log import logger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .driver import PyMySQLConnection
 
 #: What stands behind SET to let the tracker also report what has no tracker of its own.
@@ -49,6 +51,9 @@ def to_commands(*commands: tuple[int, bytes]) -> Commands:
 #: The command that ends a transaction, where nothing else is to be undone.
 ROLLBACK = to_commands((COMMAND.COM_QUERY, b"ROLLBACK"))
 
+# In front of the first reset on a server: to see that it has an effect.
+_PROBE = to_commands((COMMAND.COM_QUERY, b"SET @pymysqlpool = 1"))
+
 
 class Server:
     """What a server does not restore when it resets a session.
@@ -63,8 +68,9 @@ class Server:
         self._variables = variables
         #: What stands behind SET to restore them; None: no session was reset and looked at yet.
         self.settings: tuple[str, ...] | None = None
-        #: The names of those that can't be restored.
+        #: What can't be restored, so that sessions are replaced.
         self.kept: tuple[str, ...] = ()
+        self._half_answered = 0
 
     def look(self, connection: PyMySQLConnection) -> None:
         """Look at the first session that was reset, and restore what the reset has not.
@@ -78,15 +84,31 @@ class Server:
             with contextlib.suppress(DatabaseError):
                 connection.query(f"SET {setting}")
                 settings.append(setting)
-        self.kept = tuple(self._changed_in(connection)) if changed else ()
-        self.settings = tuple(settings)
+        kept = tuple(self._changed_in(connection)) if changed else ()
+        if rows(connection, "SELECT @pymysqlpool") != ((None,),):
+            kept = ("user variables", *kept)  # a proxy has answered the reset by itself
+        self._set(settings, kept)
         if not connection.get_autocommit():
             connection.commit()  # the questions may have begun a transaction with its snapshot
-        if self.kept:
+
+    def count_half_answered(self) -> None:
+        """Of the commands of a first reset only some were answered: a proxy drops those behind, or it was an accident.
+
+        The third time it is no accident.
+        """
+        self._half_answered += 1
+        if self._half_answered == 3:
+            self._set((), ("anything, as commands behind the first in one packet are not answered,",))
+
+    def _set(self, settings: Iterable[str], kept: tuple[str, ...]) -> None:
+        """Keep what was found out, the warning included."""
+        self.kept = kept
+        self.settings = tuple(settings)
+        if kept:
             logger.warning(
                 "pool(%s): a reset does not restore %s on this server: its sessions are replaced instead of reset",
                 self._pool_name,
-                ", ".join(self.kept),
+                ", ".join(kept),
             )
 
     def _changed_in(self, connection: PyMySQLConnection) -> dict[str, str]:
@@ -147,6 +169,8 @@ class Reset:
     def commands(self, *, with_database: bool) -> Commands:
         """The commands for it, to be written in one go."""
         server = self.server
+        if server.settings is None:
+            return _PROBE + (self._with_database if with_database else self._plain)
         if server.settings and server.settings is not self._built_for:
             self._built_for = server.settings
             self._plain, self._with_database = self._build(b"".join(b", " + each.encode() for each in server.settings))

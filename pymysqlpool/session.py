@@ -98,8 +98,13 @@ class Session:
         if self.sock.gettimeout() != timeout:
             self.sock.settimeout(timeout)
         status = 0
-        for _ in range(self.pending.replies):
-            status = self._read_reply()
+        for number in range(self.pending.replies):
+            try:
+                status = self._read_reply()
+            except OSError:
+                if number > 0 and self.is_to_be_looked_at():
+                    self.reset.server.count_half_answered()  # type: ignore[union-attr]
+                raise
         self.pending = None
         return status
 

@@ -323,6 +323,8 @@ class Wire(PyMySQLConnection):
             with self._timeouts(PING_TIMEOUT):
                 session.reset.server.look(self)  # type: ignore[union-attr]
             self._token, self._result = token, None
+            if session.reset.server.kept:  # type: ignore[union-attr]
+                raise ConnectionError("the reset has not restored all")
 
     def _check_silent(self, session: Session) -> None:
         """Raise where the server has closed the session, or has said more than it was asked for."""

@@ -147,6 +147,8 @@ class ProtocolProxy:
         """How many sessions on the server a client has, which take turns where `may_switch` lets them."""
         self.may_switch: Callable[[Command, list[bytes]], bool] = lambda *_: False
         """Whether the next command may go to the next session."""
+        self.is_for_all: Callable[[Command], bool] = lambda _: False
+        """Whether a command is for all of a client's sessions, as what chooses a character set or a database is."""
         self.commands: list[Command] = []
         """All that clients have asked for."""
         self._flows = threading.Event()
@@ -257,6 +259,9 @@ class ProtocolProxy:
             reply = self.answer(command)
             if reply is None:
                 reply = self.alter(command, backends[turn].ask(command.code, command.text))
+                for backend in backends if self.is_for_all(command) else []:
+                    if backend is not backends[turn]:
+                        backend.ask(command.code, command.text)
                 if self.may_switch(command, reply):
                     turn = (turn + 1) % len(backends)
             self._flows.wait()
@@ -267,6 +272,13 @@ def status_of(ok: bytes) -> int:
     """The status in an OK packet."""
     at = _status_at(ok)
     return int.from_bytes(ok[at : at + 2], "little")
+
+
+def in_transaction(reply: list[bytes]) -> bool:
+    """Whether a transaction is open after it."""
+    last = reply[-1] if reply else OK
+    status = status_of(last) if last[0] == 0 else int.from_bytes(last[3:5], "little")
+    return bool(status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
 
 
 def without_tracking(reply: list[bytes]) -> list[bytes]:

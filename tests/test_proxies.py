@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 import pymysql
 import pytest
 from helpers import eventually, is_in, one_thread
-from protocol_proxy import Command, ProtocolProxy, error_packet
-from pymysql.constants import ER
+from protocol_proxy import (
+    COM_RESET_CONNECTION,
+    OK,
+    Command,
+    ProtocolProxy,
+    error_packet,
+    in_transaction,
+    without_tracking,
+)
+from pymysql.constants import CLIENT, COMMAND, ER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -264,3 +272,166 @@ def test_where_a_question_at_an_opening_is_refused(
         pool.close()
         n += 1
     assert n > 12
+
+
+# What a proxy may lack or do by itself
+
+
+def announces_no_tracking(proxy: ProtocolProxy) -> None:
+    proxy.capabilities = ~CLIENT.SESSION_TRACK
+
+
+def passes_no_tracking_on(proxy: ProtocolProxy) -> None:
+    proxy.alter = lambda _, reply: without_tracking(reply)
+
+
+def knows_no_reset(proxy: ProtocolProxy) -> None:
+    proxy.answer = lambda command: [error_packet(ER.UNKNOWN_COM_ERROR, "Unknown command")] if command.is_reset else None
+
+
+def answers_resets_itself(proxy: ProtocolProxy) -> None:
+    proxy.answer = lambda command: [OK] if command.is_reset else None
+
+
+def drops_what_is_behind(proxy: ProtocolProxy) -> None:
+    proxy.answer = lambda command: [] if command.is_behind else None
+
+
+def drops_what_is_behind_a_reset(proxy: ProtocolProxy) -> None:
+    last: list[Command] = []
+
+    def answer(command: Command) -> list[bytes] | None:
+        dropped = command.is_behind and last[0].is_reset
+        last[:] = [last[0] if dropped else command]
+        return [] if dropped else None
+
+    proxy.answer = answer
+
+
+def closes_at_what_is_behind(proxy: ProtocolProxy) -> None:
+    def answer(command: Command) -> None:
+        if command.is_behind:
+            raise EOFError
+
+    proxy.answer = answer
+
+
+def greets_as_old_mysql(proxy: ProtocolProxy) -> None:
+    proxy.version = b"5.7.44"
+
+
+def greets_as_mysql(proxy: ProtocolProxy) -> None:
+    proxy.version = b"8.0.35"
+
+
+def greets_as_mariadb(proxy: ProtocolProxy) -> None:
+    proxy.version = b"5.5.5-10.11.6-MariaDB"
+
+
+def shares_sessions(proxy: ProtocolProxy) -> None:
+    """As a multiplexing proxy does, but where a transaction is open, or a session has what can't be moved."""
+    proxy.sessions = 3
+    keeping: list[bytes] = []
+
+    def may_switch(command: Command, reply: list[bytes]) -> bool:
+        if command.is_reset:
+            keeping.clear()
+        elif any(what in command.text for what in (b"@left", b"@pymysqlpool", b"temporary", b"lock")):
+            keeping.append(command.text)
+        return not keeping and not in_transaction(reply)
+
+    proxy.may_switch = may_switch
+    proxy.is_for_all = lambda command: (
+        command.code in (COMMAND.COM_INIT_DB, COM_RESET_CONNECTION) or command.text.lower().startswith(b"set ")
+    )
+
+
+PROXIES = [
+    announces_no_tracking,
+    passes_no_tracking_on,
+    knows_no_reset,
+    answers_resets_itself,
+    drops_what_is_behind,
+    drops_what_is_behind_a_reset,
+    closes_at_what_is_behind,
+    greets_as_old_mysql,
+    greets_as_mysql,
+    greets_as_mariadb,
+    shares_sessions,
+]
+
+LEAVINGS = [
+    "set @left = 1",
+    "create temporary table temporary_one (n int)",
+    "do get_lock('{0}', 0)",
+    "set session transaction isolation level serializable",
+    "set sql_mode = 'ANSI_QUOTES'",
+    "set role {1}",
+    "set autocommit = 0",
+    "insert into t values ('a')",
+]
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("impair", PROXIES)
+def test_what_a_proxy_lacks_lets_nothing_through(  # noqa: PLR0917 - fixtures
+    make_proxied_pool: MakePool,
+    proxy: ProtocolProxy,
+    plain: Admin,
+    schema: str,
+    role: str,
+    impair: Callable[[ProtocolProxy], None],
+    autocommit: bool,
+) -> None:
+    """Behind whatever proxy a borrower finds what `connect()` makes, and each of its statements is answered."""
+    impair(proxy)
+    look = (
+        "select @left, is_used_lock(%s), @@transaction_isolation, @@sql_mode, @@autocommit, database(), "
+        "ifnull(nullif(current_role(), 'NONE'), 'none')"
+    )
+    pool = make_proxied_pool(autocommit=autocommit)
+    with pool.connection() as connection:
+        if "transaction_isolation" not in str(run(connection, "show variables like 'transaction_isolation'")):
+            look = look.replace("transaction_isolation", "tx_isolation")
+        fresh = connection.execute_query(look, (schema,))
+    for leaving in LEAVINGS * 2:
+        connection = pool.get_connection()
+        run(connection, leaving.format(schema, role))
+        connection.close()
+        with pool.connection() as connection:
+            assert connection.execute_query(look, (schema,)) == fresh, leaving
+            with pytest.raises(pymysql.err.ProgrammingError, match="temporary_one"):
+                run(connection, "select * from temporary_one")
+        if autocommit:
+            run(plain, "delete from t")
+        assert names(plain) == []
+        with pool.connection() as connection:
+            run(connection, "insert into t values ('b')")
+        assert names(plain) == ["b"]
+        run(plain, "delete from t")
+    assert pool.size() == 1
+
+
+@pytest.mark.parametrize("impair", [drops_what_is_behind, drops_what_is_behind_a_reset, closes_at_what_is_behind])
+def test_few_resets_wait_for_what_a_proxy_drops(
+    make_proxied_pool: MakePool, proxy: ProtocolProxy, impair: Callable[[ProtocolProxy], None]
+) -> None:
+    """Where three resets were answered in part, sessions are replaced, and no later borrower waits."""
+    impair(proxy)
+    pool = make_proxied_pool()
+    for _ in range(4):
+        with pool.connection() as connection:
+            run(connection, "set @left = 1")
+    proxy.commands.clear()
+    with pool.connection() as connection:
+        assert run(connection, "select @left") == ((None,),)
+    assert not any(command.is_behind for command in proxy.commands)
+
+
+def test_the_proxy_that_shares_sessions_does_so(make_proxied_pool: MakePool, proxy: ProtocolProxy) -> None:
+    """What is not bound to a session goes to another one each time."""
+    shares_sessions(proxy)
+    with make_proxied_pool(autocommit=True).connection() as connection:
+        assert len({run(connection, "select connection_id()") for _ in range(3)}) == 3
+        run(connection, "begin")
+        assert len({run(connection, "select connection_id(), count(*) from t") for _ in range(3)}) == 1
