@@ -9,7 +9,7 @@ import logging
 
 from .connection import Connection
 from .cursors import Cursor, DictCursor
-from .errors import GetConnectionFromPoolError, PoolClosedError, PoolError, ReturnConnectionToPoolError
+from .errors import GetConnectionFromPoolError, PoolClosedError, PoolError, ReturnConnectionToPoolError, is_retryable
 from .log import logger
 from .pool import ConnectionPool, ConnectionPoolSingleton
 from .stats import PoolStats
@@ -28,6 +28,7 @@ __all__ = [
     "PoolStats",
     "ReturnConnectionToPoolError",
     "__version__",
+    "is_retryable",
     "logger",
     "logging",
 ]

@@ -141,6 +141,10 @@ class FairQueue(queue.Queue[T], Generic[T]):
     def _put(self, item: T) -> None:
         self.queue.append(item)
 
+    def _interval(self) -> float:
+        """How many seconds a waiter sleeps before it looks by itself."""
+        return CHECK_INTERVAL
+
     # The line
 
     def _wait_in_line(self, timeout: float | None) -> T:
@@ -155,7 +159,8 @@ class FairQueue(queue.Queue[T], Generic[T]):
                 if self._closed:
                     raise QueueClosed
                 passed = max(monotonic() - started, slept)
-                pause = CHECK_INTERVAL if timeout is None else min(CHECK_INTERVAL, timeout - passed)
+                interval = self._interval()
+                pause = interval if timeout is None else min(interval, timeout - passed)
                 if pause <= 0:
                     raise queue.Empty
                 if is_new and self._max_waiting is not None and self.waiting() > self._max_waiting:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .connection import Connection, Template
     from .place import Loan
 
+# Seconds between two tries to open a session on a server that is full.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
+_SHORTEST_SLEEP = 0.001
+
 
 class Places(FairQueue["Connection"]):
     """The places that are not borrowed, as connections: the open ones on top, the others below.
@@ -38,6 +42,9 @@ class Places(FairQueue["Connection"]):
         #: Who waits for the last connections to come back, after the close.
         self._closers: deque[Waiter] = deque()
         self._records: list[Record] = []
+        #: Where the server has refused a session: the seconds between two tries, and when the next one is due.
+        self._pause = 0.0
+        self._next_opening = 0.0
         #: Of each place and its heirs; and what is counted for those that got no place.
         self._totals = [Totals() for _ in range(maxsize)]
         self.timed_out, self.refused = Count(), Count()
@@ -62,6 +69,8 @@ class Places(FairQueue["Connection"]):
         queue = self.queue
         place = queue[-1]._place
         if place is None or (session := place.session) is None or session.pending is None or _is_ready(queue[-1]):
+            if self._pause and place is not None and place.session is None:
+                self._check_openings()
             return queue.pop()
         for index in range(2, len(queue) + 1):
             try:
@@ -88,6 +97,31 @@ class Places(FairQueue["Connection"]):
         connection = super()._wait_in_line(timeout)
         connection._place.totals.has_waited(monotonic() - began)
         return connection
+
+    # A server that is full
+
+    def put_off_openings(self) -> None:
+        """The server takes no sessions at the moment: what is to be opened is lent later, at growing intervals."""
+        self._pause = min(self._pause * 1.5, _LONGEST_PAUSE) or _FIRST_PAUSE
+        self._next_opening = monotonic() + self._pause
+
+    def allow_openings(self) -> None:
+        """It takes them."""
+        if self._pause:
+            self._pause = 0.0
+            self._wake_first()
+
+    def _check_openings(self) -> None:
+        """Raise IndexError where it is not time yet, as if nothing were idle; one at a time is let through."""
+        now = monotonic()
+        if now < self._next_opening:
+            raise IndexError
+        self._next_opening = now + self._pause
+
+    def _interval(self) -> float:
+        if not self._pause:
+            return super()._interval()
+        return min(super()._interval(), max(self._next_opening - monotonic(), _SHORTEST_SLEEP))
 
     # What is borrowed
 

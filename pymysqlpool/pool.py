@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, Callable, Generic, NoReturn
 from pymysql.err import MySQLError
 
 from .connection import Connection, Template
-from .errors import GetConnectionFromPoolError, PoolClosedError, PoolError, ReturnConnectionToPoolError
+from .errors import (
+    GetConnectionFromPoolError,
+    PoolClosedError,
+    PoolError,
+    ReturnConnectionToPoolError,
+    refuses_sessions,
+    tell_outcome,
+)
 from .fairqueue import LineTooLong, QueueClosed
 from .log import logger
 from .opening import Opener
@@ -157,7 +164,7 @@ class ConnectionPool(Generic[Connection_co]):
 
     # Borrow
 
-    def get_connection(  # noqa: C901  one for each way in which it ends
+    def get_connection(  # noqa: C901, PLR0912  one for each way in which it ends
         self,
         timeout: float | None = 1,
         retry_num: int = 1,
@@ -168,8 +175,10 @@ class ConnectionPool(Generic[Connection_co]):
         """Borrow a connection, in up to `retry_num + 1` tries of `timeout` seconds each.
 
         A `timeout` of 0 is at once, None for ever. It is the wait in the line, in which a retry keeps its place;
-        opening a connection has PyMySQL's `connect_timeout`. `retry_interval` is the name that later releases of the
-        old package gave the seconds of a try. With `pre_ping` the connection is pinged, however short it has rested.
+        opening a connection has PyMySQL's `connect_timeout`. Where the server is full (1040, `max_user_connections`) or
+        a node of a cluster is not ready (1047) the thread waits too, for what is returned and for the server.
+        `retry_interval` is the name that later releases of the old package gave the seconds of a try. With `pre_ping`
+        the connection is pinged, however short it has rested.
 
         Raises `GetConnectionFromPoolError` when the time is over, `PoolClosedError` when the pool is closed, and
         PyMySQL's own error when the server can't be reached.
@@ -179,41 +188,52 @@ class ConnectionPool(Generic[Connection_co]):
         wait: float | None = 2.0
         if timeout != 1 or retry_num != 1:
             wait = _whole_wait("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
-        try:
-            connection = self._pool.get(True, wait)
-        except LineTooLong:
-            self._pool.refused.up()
-            raise self._exhausted(
-                f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
-            ) from None
-        except queue.Empty:
-            self._pool.timed_out.up()
-            error = self._exhausted(f"within {timeout}*{retry_num + 1} second(s)")
-            if self._last_failure is not None:
-                raise error from self._last_failure
-            raise error  # noqa: B904  while handling queue.Empty, as ever
-        except QueueClosed:
-            raise PoolClosedError(f"pool({self.name}) is closed") from None
-        try:
-            place = connection._place
-            now = monotonic()
+        while True:
             try:
-                place.loan.begin(_getframe(1), now)
-            except ValueError:  # no line of Python has called: it is a thread's or a greenlet's first
-                place.loan.begin(_getframe(), now)
-            session = place.session
-            if session is None or now >= session.expires_at or now >= session.check_at or pre_ping or session.poll(0):
-                connection = self._fit(connection, now, pre_ping=pre_ping)
-            connection._pool = self
-            if now >= self._next_check:
-                self._check(now)
-                self._tell("wait", place.totals.last_wait())
-            if logger.level <= DEBUG:
-                logger.debug("Get connection from pool(%s)", self.name)
-        except BaseException:
-            self._give_up(connection)
-            raise
-        return connection  # type: ignore[return-value]  # the template makes them of this class
+                connection = self._pool.get(True, wait)
+            except LineTooLong:
+                self._pool.refused.up()
+                raise self._exhausted(
+                    f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
+                ) from None
+            except queue.Empty:
+                self._pool.timed_out.up()
+                error = self._exhausted(f"within {timeout}*{retry_num + 1} second(s)")
+                if self._last_failure is not None:
+                    raise error from self._last_failure
+                raise error  # noqa: B904  while handling queue.Empty, as ever
+            except QueueClosed:
+                raise PoolClosedError(f"pool({self.name}) is closed") from None
+            try:
+                place = connection._place
+                now = monotonic()
+                try:
+                    place.loan.begin(_getframe(1), now)
+                except ValueError:  # no line of Python has called: it is a thread's or a greenlet's first
+                    place.loan.begin(_getframe(), now)
+                session = place.session
+                if (
+                    session is None
+                    or now >= session.expires_at
+                    or now >= session.check_at
+                    or pre_ping
+                    or session.poll(0)
+                ):
+                    connection = self._fit(connection, now, pre_ping=pre_ping)
+                connection._pool = self
+                if now >= self._next_check:
+                    self._check(now)
+                    self._tell("wait", place.totals.last_wait())
+                if logger.level <= DEBUG:
+                    logger.debug("Get connection from pool(%s)", self.name)
+            except BaseException as reason:
+                waited = self._give_up(connection)
+                if not (isinstance(reason, MySQLError) and refuses_sessions(reason)):
+                    raise
+            else:
+                return connection  # type: ignore[return-value]  # the template makes them of this class
+            # The server is full: who wants a connection waits for one, as where the pool is.
+            wait = wait and max(wait - waited - (monotonic() - now), 0.0)
 
     @contextlib.contextmanager
     def connection(
@@ -304,12 +324,16 @@ class ConnectionPool(Generic[Connection_co]):
         except BaseException as error:
             place.totals.failed_to_open += 1
             if isinstance(error, MySQLError):
+                tell_outcome(error, may_have_committed=False)
                 self._last_failure = _without_frames(error)
+                if refuses_sessions(error):
+                    self._pool.put_off_openings()
             connection._force_close()
             raise
         finally:
             place.loan.is_opening = False
         self._last_failure = None
+        self._pool.allow_openings()
         self._tell("create", seconds)
 
     def _replace_session(self, connection: Connection) -> None:
@@ -323,13 +347,14 @@ class ConnectionPool(Generic[Connection_co]):
         connection._adopt(place.session)
         other._sock = other._rfile = None
 
-    def _give_up(self, connection: Connection) -> None:
-        """Put a place back that was taken and could not be lent."""
+    def _give_up(self, connection: Connection) -> float:
+        """Put a place back that was taken and could not be lent. Returns how many seconds it was waited for."""
         place: Place = vars(connection).pop("_place")
         place.loan.borrower = None
-        place.totals.last_wait()
+        waited = place.totals.last_wait()
         place.end_session("pool" if self._pool.closed else "exception", Session.abandon)
         self._pool.put(self._template.copy(place))
+        return waited
 
     def _exhausted(self, text: str) -> GetConnectionFromPoolError:
         """The error for a borrower who has got nothing, naming the culprits."""

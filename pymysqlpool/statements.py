@@ -115,6 +115,18 @@ def ends_transaction(sql: bytes) -> bool:
     return re.fullmatch(_ENDS_TRANSACTION, sql) is not None
 
 
+def may_commit(sql: bytes, *, in_transaction: bool) -> bool:
+    """Whether the statement may commit what it, or the transaction around it, has written."""
+    text = sql.decode("ascii", "replace").upper()
+    if re.search(r";(?!\s*$)", text) or "/*!" in text or "/*M!" in text:
+        return True
+    if re.match(rf"{_IN_FRONT}ROLLBACK\b", text):
+        return False
+    if re.match(_READING, text):
+        return not in_transaction and not certainly_reads(COMMAND.COM_QUERY, sql)
+    return not (in_transaction and re.match(rf"{_IN_FRONT}(?:INSERT|UPDATE|DELETE|REPLACE|SAVEPOINT)\b", text))
+
+
 # Each `in` is a fast search in C; a loop over them takes twice as long, a regular expression ten times.
 
 

@@ -24,11 +24,21 @@ from pymysql.err import (
 from pymysql.protocol import MysqlPacket
 
 from .driver import SERVER_SESSION_STATE_CHANGED, PyMySQLConnection, PyMySQLResult
-from .errors import PoolError, ReturnConnectionToPoolError, session_survives
+from .errors import PoolError, ReturnConnectionToPoolError, session_survives, tell_outcome
 from .opening import can_track, track
 from .reset import names
 from .session import PING_TIMEOUT
-from .statements import BROKEN, DIRTY, READS, TRANSACTION, certainly_reads, ends_transaction, left_by, writes
+from .statements import (
+    BROKEN,
+    DIRTY,
+    READS,
+    TRANSACTION,
+    certainly_reads,
+    ends_transaction,
+    left_by,
+    may_commit,
+    writes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,10 +167,14 @@ class Wire(PyMySQLConnection):
             if leaves < DIRTY and (session is None or not session.is_trusted):
                 leaves = DIRTY
         self._left = max(self._left, leaves)
-        if session is not None and session.pending is not None:
-            self._execute_on_clean(session, command, sql)
-        else:
-            PyMySQLConnection._execute_command(self, command, sql)
+        try:
+            if session is not None and session.pending is not None:
+                self._execute_on_clean(session, command, sql)
+            else:
+                PyMySQLConnection._execute_command(self, command, sql)
+        except MySQLError as error:
+            self._tell_outcome(error)
+            raise
 
     def _execute_on_clean(self, session: Session, command: int, sql: bytes) -> None:
         """Write the first command while replies to the pool's reset or ROLLBACK are pending, which may have failed.
@@ -294,11 +308,18 @@ class Wire(PyMySQLConnection):
 
     def _failed(self, error: MySQLError) -> None:
         """A packet could not be read, or is an error; the latter ends the reply, and tells no status."""
+        self._tell_outcome(error)
         self._check_lent()
         self._note(error)
         if self._sock is not None and not self._token:
             self._left = max(self._left, DIRTY)
             self._token.append(WHOLE)  # type: ignore[union-attr]
+
+    def _tell_outcome(self, error: MySQLError) -> None:
+        """Let `error` say whether what the last statement did, or committed, may be done all the same."""
+        status = self.server_status
+        in_transaction = bool(status & SERVER_STATUS.SERVER_STATUS_IN_TRANS) or not self.get_autocommit()
+        tell_outcome(error, may_have_committed=may_commit(self._statement, in_transaction=in_transaction))
 
     # The pool's own commands, on an idle session
 

@@ -1,0 +1,169 @@
+"""What an error says: whether the session is worth keeping, whether to do it again, and whether it may be done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pymysql
+import pytest
+from protocol_proxy import Command, ProtocolProxy, error_packet
+from pymysql.err import IntegrityError, OperationalError, ProgrammingError
+
+from pymysqlpool import GetConnectionFromPoolError, PoolClosedError, PoolError, is_retryable
+from pymysqlpool.statements import may_commit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helpers import MakePool
+    from server import Server
+
+    from pymysqlpool import ConnectionPool
+
+RETRYABLE = [1040, 1047, 1203, 1205, 1213, 1290, 1792, 1836, 2002, 2003, 2005, 3100, 3101]
+FINAL = [1045, 1049, 1053, 1062, 1064, 1105, 1180, 1226, 1317, 1927, 2006, 2013]
+
+
+@pytest.mark.parametrize("code", RETRYABLE)
+def test_what_certainly_was_not_done_may_be_done_again(code: int) -> None:
+    """Where nothing was done for certain, and a node or a moment later may take it, it is retryable."""
+    assert is_retryable(OperationalError(code, "why"))
+
+
+@pytest.mark.parametrize("code", FINAL)
+def test_what_may_be_done_or_never_will_is_not_done_again(code: int) -> None:
+    """Where the code alone does not say that nothing was done, or no try will succeed, it is not."""
+    assert not is_retryable(OperationalError(code, "why"))
+
+
+def test_other_errors() -> None:
+    """The pool's own exhaustion is retryable; a closed pool, an application's error and one without a code are not."""
+    assert is_retryable(GetConnectionFromPoolError("why"))
+    for error in (PoolClosedError("why"), PoolError("why"), ValueError(1213), ProgrammingError(), IntegrityError(1062)):
+        assert not is_retryable(error)
+    assert is_retryable(OperationalError(1226, "User 'x' has exceeded the 'max_user_connections' resource"))
+    assert not PoolError("why").outcome_unknown
+
+
+def test_a_server_that_can_not_be_reached(make_pool: MakePool) -> None:
+    """A connection that was never made has done nothing."""
+    with pytest.raises(OperationalError) as raised:
+        make_pool(port=1)
+    assert is_retryable(raised.value)
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[ProtocolProxy]:
+    with ProtocolProxy(server.host, server.port) as between:
+        yield between
+
+
+# What is done, with autocommit or not; at what the connection is lost; whether it may be done all the same.
+LOST: list[tuple[bool, list[str], bool]] = [
+    (True, ["insert into t values (1)"], True),
+    (True, ["select 1"], False),
+    (True, ["begin", "insert into t values (1)"], False),
+    (True, ["begin", "insert into t values (1)", "commit"], True),
+    (True, ["begin", "insert into t values (1)", "rollback"], False),
+    (True, ["create table other (n int)"], True),
+    (False, ["insert into t values (1)"], False),
+    (False, ["insert into t values (1)", "commit"], True),
+    (False, ["insert into t values (1)", "select * from t"], False),
+    (False, ["insert into t values (1)", "create table other (n int)"], True),
+    (False, ["insert into t values (1)", "begin"], True),
+    (False, ["insert into t values (1)", "do 1; commit"], True),
+]
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["not done", "done"])
+@pytest.mark.parametrize(("autocommit", "statements", "is_unknown"), LOST)
+def test_a_lost_connection_says_whether_the_outcome_is_known(  # noqa: PLR0917 - fixtures
+    make_pool: MakePool, proxy: ProtocolProxy, autocommit: bool, statements: list[str], is_unknown: bool, is_done: bool
+) -> None:
+    """Where the connection is lost at what may have committed, the outcome is unknown; else nothing was done."""
+    pool = make_proxied(make_pool, proxy, autocommit=autocommit)
+
+    def cut(command: Command, *_: Any) -> Any:
+        if command.text.decode() == statements[-1]:
+            raise EOFError
+        return _[0] if _ else None
+
+    with pool.connection() as connection:
+        connection.query("create table t (n int) engine=innodb")
+    with pool.connection() as connection:
+        connection.query("select 1")
+    connection = pool.get_connection()
+    for statement in statements[:-1]:
+        connection.query(statement)
+    if is_done:
+        proxy.alter = cut
+    else:
+        proxy.answer = cut
+    with pytest.raises(OperationalError) as raised:
+        connection.query(statements[-1])
+    assert raised.value.args[0] == 2013
+    assert raised.value.outcome_unknown is is_unknown  # type: ignore[attr-defined]
+    assert is_retryable(raised.value) is not is_unknown
+    connection.close()
+
+
+def make_proxied(make_pool: MakePool, proxy: ProtocolProxy, **kwargs: Any) -> ConnectionPool:
+    return make_pool(
+        size=1, host=proxy.host, port=proxy.port, ssl_disabled=True, client_flag=1 << 16, **kwargs
+    )  # CLIENT.MULTI_STATEMENTS
+
+
+@pytest.mark.parametrize("code", [1047, 1180, 1290, 1836, 3100, 3101, 1213, 1205])
+def test_a_node_that_refuses_costs_the_session_and_a_conflict_does_not(
+    make_pool: MakePool, proxy: ProtocolProxy, code: int
+) -> None:
+    """After an error that means "not this node" the next borrower has another session; 1213 and 1205 keep it."""
+    pool = make_proxied(make_pool, proxy, autocommit=True)
+    connection = pool.get_connection()
+    session = connection.server_thread_id
+    proxy.answer = lambda command: [error_packet(code, "refused")] if command.text == b"do 1" else None
+    with pytest.raises(pymysql.Error) as raised:
+        connection.query("do 1")
+    assert raised.value.outcome_unknown is (code == 1180)  # type: ignore[attr-defined]
+    connection.close()
+    with pool.connection() as connection:
+        assert (connection.server_thread_id == session) is (code in {1205, 1213})
+
+
+def test_a_node_that_is_not_ready_is_waited_for(make_pool: MakePool, proxy: ProtocolProxy) -> None:
+    """Where an opening is answered by 1047 the borrower waits, within its timeout, and few openings are tried."""
+    pool = make_proxied(make_pool, proxy, pre_create_num=0)
+    refusals = iter([1, 2, 3])
+    proxy.answer = lambda _: [error_packet(1047, "not ready")] if next(refusals, None) else None
+    with pool.connection(timeout=20) as connection:
+        connection.query("select 1")
+    proxy.answer = lambda _: [error_packet(1047, "not ready")]
+    pool.drain()
+    proxy.commands.clear()
+    with pytest.raises(GetConnectionFromPoolError) as raised:
+        pool.get_connection(timeout=0.5, retry_num=0)
+    assert raised.value.__cause__ is not None
+    assert raised.value.__cause__.args[0] == 1047
+    assert len([command for command in proxy.commands if command.code == 3]) < 20
+
+
+@pytest.mark.parametrize(
+    ("sql", "inside", "outside"),
+    [
+        (b"SELECT 1", False, False),
+        (b"select f(1)", False, True),
+        (b"/* x */ insert into t values (1)", False, True),
+        (b"insert into t values (';')", True, True),  # a second statement is not told from what is quoted
+        (b"update t set n = 1; commit", True, True),
+        (b"savepoint a", False, True),
+        (b"rollback", False, False),
+        (b"rollback to a", False, False),
+        (b"call p()", True, True),
+        (b"alter table t add m int", True, True),
+        (b"/*!50000 commit */", True, True),
+    ],
+)
+def test_what_may_commit(sql: bytes, inside: bool, outside: bool) -> None:
+    """A statement that reads commits nothing; in a transaction neither does one that writes rows; all else may."""
+    assert may_commit(sql, in_transaction=True) is inside
+    assert may_commit(sql, in_transaction=False) is outside
