@@ -10,6 +10,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
+import django_view
 import pymysql
 
 if TYPE_CHECKING:
@@ -63,14 +64,22 @@ def row(line: dict[str, Any], titles: dict[str, str]) -> str:
     return f"| {line['title']} | {line['must be']} | {' | '.join(cells)} |"
 
 
-def write(folder: Path, machine: dict[str, str], lines: list[dict[str, Any]], titles: dict[str, str]) -> None:
-    """Write all three."""
+def write(
+    folder: Path,
+    machine: dict[str, str],
+    lines: list[dict[str, Any]],
+    titles: dict[str, str],
+    views: list[dict[str, Any]],
+) -> None:
+    """Write all three; `views` are the lines of the Django view."""
     facts = ", ".join(f"{name} {value}" for name, value in machine.items() if name != "command")
     table = "\n".join([head(titles), *(row(line, titles) for line in lines)])
     (folder / "benchmarks.md").write_text(
-        f"Made by `{machine['command']}`: {facts}.\n\n{table}\n\n{NOTE}", encoding="utf-8"
+        f"Made by `{machine['command']}`: {facts}.\n\n{table}\n\n{NOTE}"
+        + (f"\n{django_view.table(views)}" if views else ""),
+        encoding="utf-8",
     )
-    data = {"machine": machine, "peers": titles, "figures": lines}
+    data = {"machine": machine, "peers": titles, "figures": lines, django_view.TITLE: views}
     (folder / "benchmarks.json").write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if importlib.util.find_spec("matplotlib"):
         draw(folder / "benchmarks.png", lines, titles)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import commands
 import cpu
+import django_view
 import fairness
 import imports
 import memory
@@ -54,6 +55,7 @@ MEASURES: dict[str, Measure] = {
     "rush": fairness.RUSH,
     "imports": imports.MEASURE,
 }
+DJANGO = "django"
 FOLDER = Path(__file__).parent.parent.parent / ".github"
 
 
@@ -132,11 +134,23 @@ def lines_of(name: str, where: Setting, folders: dict[str, str]) -> list[dict[st
     ]
 
 
+def measure_django(where: Setting) -> list[dict[str, Any]]:
+    """Measure a Django view, where Django is installed, and print what was found."""
+    if importlib.util.find_spec("django") is None:
+        print("no Django view: Django is not installed", file=sys.stderr)
+        return []
+    views = django_view.measure(where)
+    print(f"\n{django_view.table(views)}", flush=True)
+    return views
+
+
 def main() -> int:
     """Measure, write, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: under five minutes")
-    parser.add_argument("--only", action="append", choices=MEASURES, help="print one measure, and write nothing")
+    parser.add_argument(
+        "--only", action="append", choices=[*MEASURES, DJANGO], help="print one measure, and write nothing"
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 if a figure is not what it must be")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -144,17 +158,23 @@ def main() -> int:
         child(*options.child)
     titles = {name: peer.title for name, peer in PEERS.items()}
     lines: list[dict[str, Any]] = []
+    views: list[dict[str, Any]] = []
     print(report.head(titles))
     with setting(quick=options.quick) as where, installed_apart() as folders:
-        for name in options.only or MEASURES:
+        for name in options.only or [*MEASURES, DJANGO]:
+            if name == DJANGO:
+                views = measure_django(where)
+                continue
             found = lines_of(name, where, folders)
             print(*map(report.row, found, [titles] * len(found)), sep="\n", flush=True)
             lines += found
         machine = report.machine(where)
     if not options.only:
         FOLDER.mkdir(exist_ok=True)
-        report.write(FOLDER, machine, lines, titles)
+        report.write(FOLDER, machine, lines, titles, views)
     missed = [f"{line['measure']}: {line['title']}" for line in lines if not line["holds"]]
+    if views and not django_view.holds(views):
+        missed.append(f"{DJANGO}: {django_view.TITLE}")
     for title in missed:
         print(f"{PyMySQLPool.title} misses: {title}", file=sys.stderr)
     return 1 if missed and options.check else 0

@@ -152,7 +152,7 @@ def datadog_spans() -> Callable[[], list[str]]:
 @pytest.mark.parametrize(
     ("section", "package"), [(OPENTELEMETRY, "opentelemetry.instrumentation.pymysql"), (DATADOG, "ddtrace")]
 )
-def test_one_span_for_each_query(  # noqa: PLR0917  fixtures
+def test_one_span_for_each_query(
     section: str, package: str, server: Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks, their cursors, handles, `execute_query`, unbuffered cursors, procedures and failures."""
@@ -174,11 +174,9 @@ def is_installed(package: str) -> bool:
         return False
 
 
-def main(  # noqa: PLR0917  as given
-    section: str, host: str, port: int, user: str, password: str, database: str
-) -> None:
+def main(section: str, *where: Any) -> None:
     spans = {OPENTELEMETRY: opentelemetry_spans, DATADOG: datadog_spans}[section]()
-    pool: Any = recipes.run(Server(host, port, user, password), database, section)["pool"]
+    pool: Any = recipes.run(Server(*where[:-1]), where[-1], section)["pool"]
     with pool.connection() as connection:
         connection.query("create procedure p (n int) select n")
     assert spans() == [], "opening gives none"
