@@ -145,6 +145,7 @@ class ConnectionPool(Generic[Connection_co]):
         self._template = Template(connection_class, connect_kwargs)
         self._opener = Opener(self.name, self.con_lifetime, reset)
         self._begin()
+        _announce(self)
         try:
             for connection in [self._pool.get() for _ in range(pre_create_num)]:
                 self._open(connection)
@@ -632,6 +633,13 @@ class ConnectionPoolSingleton(ConnectionPool):
 
 
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
+#: Called with each pool that is made from now on, before it opens a connection: `metrics` observes them all.
+_watchers: list[Callable[[ConnectionPool], object]] = []
+
+
+def _announce(pool: ConnectionPool) -> None:
+    for watch in _watchers:
+        watch(pool)
 
 
 def _begin_again_in_child() -> None:  # pragma: no cover  in a forked child
