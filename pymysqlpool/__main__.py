@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import getpass
+import importlib.util
 import json
 import math
 import os
@@ -68,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(as_json(options, rows, problem) + "\n")
     elif rows:
         sys.stdout.write(f"{as_table(rows, bar_on(sys.stdout))}\n\n{advice(rows)}\n")
+    if rows and options.plot:
+        try:
+            plot(options, rows)
+        except Exception as error:  # noqa: BLE001  a folder that is not there, a format that matplotlib does not know
+            problem, status = problem or f"no plot: {' '.join(str(error).split())}", status or 1
     if problem is not None:
         sys.stdout.flush()  # in this order also where both go to one file
         sys.stderr.write(f"{parser.prog}: {problem}\n")
@@ -88,7 +94,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser() -> Parser:
     """The options, their defaults and what --help says of them."""
     parser = Parser(
-        prog="python -m pymysqlpool",
+        prog="pymysqlpool" if os.path.basename(sys.argv[0]).startswith("pymysqlpool") else "python -m pymysqlpool",  # noqa: PTH119
         description="Find your pool size: run your query from your threads on your server, over pools of each size.",
         epilog="The query runs as often as it can, each time with autocommit: one that writes, writes.",
         allow_abbrev=False,  # its error would repeat what was given with it, perhaps a password
@@ -109,6 +115,7 @@ def make_parser() -> Parser:
     add("--threads", default=32, type=count, help="how many want connections; default: %(default)s")
     add("--sizes", default="1,2,4,8,16,32", type=ascending, help="of the pools; default: %(default)s")
     add("--seconds", default=2.0, type=positive, help="for each size; default: %(default)s")
+    add("--plot", metavar="FILE", help="draw it, too, as PNG, SVG or PDF by the name of FILE; needs matplotlib")
     add("--json", action="store_true", help="write one JSON object, for programs")
     return parser
 
@@ -120,6 +127,8 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
         close = difflib.get_close_matches(unknown[0].partition("=")[0], [f"--{name}" for name in vars(options)], n=1)
         hint = f", perhaps meant as {close[0]}" if close else ""
         parser.error(f"there is an argument that is not known{hint}: --help lists those that are")
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib, which is not installed: pip install matplotlib")
     return options
 
 
@@ -316,6 +325,31 @@ def as_table(rows: list[Row], bar: str) -> str:
         length = max(1, round(BAR * row.queries_per_second / best))
         lines.append(f"{row.size:5}{row.queries_per_second:11.1f}{times}  {bar * length}")
     return "\n".join(lines)
+
+
+def plot(options: argparse.Namespace, rows: list[Row]) -> None:  # pragma: no cover  `tox -e frameworks` has matplotlib
+    """Draw the rates, and the waits and whole times, beside each other, and write them to `options.plot`."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  for this alone, and it may be missing
+
+    sizes = [str(row.size) for row in rows]
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    rates, times = figure.subplots(1, 2)
+    best = advised(rows)
+    bars = rates.bar(sizes, [row.queries_per_second for row in rows], color="#8a8f98")
+    bars[rows.index(best)].set_color("#0b6e4f")
+    rates.bar_label(bars, fmt="%.0f", fontsize=8)
+    rates.set(title="queries per second", xlabel=f"size of the pool, under {options.threads} threads")
+    for percentile, style in zip(PERCENTILES, (":", "--", "-")):
+        for name, color in (("wait", "#b5651d"), ("whole", "#33517e")):
+            label = {"wait": "wait for a connection", "whole": "borrow, query, return"}[name]
+            found = [getattr(row, f"{name}_ms")[percentile] for row in rows]
+            times.plot(sizes, found, style, color=color, label=f"{label}, {percentile}")
+    times.set(title="ms", xlabel="size of the pool", ylim=(0, None))
+    times.legend(fontsize=8, frameon=False)
+    figure.suptitle(
+        options.query if len(options.query) <= 80 else options.query[:79] + "…", fontsize=9, parse_math=False
+    )
+    figure.savefig(options.plot)
 
 
 def advised(rows: list[Row]) -> Row:

@@ -298,8 +298,19 @@ def test_help(call: Any) -> None:
     """--help names all options."""
     done = call("--help")
     assert (done.status, done.err) == (0, "")
-    names = ["host", "port", "user", "password", "database", "query", "threads", "sizes", "seconds", "json"]
+    names = ["host", "port", "user", "password", "database", "query", "threads", "sizes", "seconds", "json", "plot"]
     assert all(f"--{name}" in done.out for name in names)
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_a_plot_without_matplotlib(call: Any, monkeypatch: pytest.MonkeyPatch, is_installed: bool) -> None:
+    """What `--plot` needs is told before anything is measured; what goes wrong with it, after the table."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: sys if is_installed else None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # to import it fails
+    done = call(*SHORT, "--plot", "rates.png")
+    assert is_one_line(done.err)
+    assert "matplotlib" in done.err
+    assert (done.status, "Take size=" in done.out) == ((1, True) if is_installed else (2, False))
 
 
 # The password

@@ -411,6 +411,14 @@ def test_an_observer_that_borrows(make_pool: MakePool) -> None:
     assert pool.size() == 2
 
 
+def test_who_watches_is_told_of_each_pool(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever watches all pools gets each one before it opens a connection, and so misses none."""
+    told: list[str] = []
+    monkeypatch.setattr("pymysqlpool.pool._watchers", [lambda pool: pool._observe(lambda what, _: told.append(what))])
+    make_pool(size=2)
+    assert told == ["create"] * 2
+
+
 def test_statistics_are_quick(make_pool: MakePool) -> None:
     """Asking takes no lock, and is done while others are in the middle of a borrow."""
     pool = make_pool(size=1)
