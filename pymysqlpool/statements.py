@@ -16,22 +16,26 @@ READS, TRANSACTION, DIRTY, DOUBTFUL, LOST, BROKEN = range(6)
 
 # It ends with the first `*/`. What begins with `/*!` or `/*M!` is no comment but code for the server.
 _COMMENT = r"/\*(?!M?!)[^*]*\*+(?:[^/*][^*]*\*+)*/"
-_LINE_COMMENT = r"(?:--(?=[\s\x00-\x1f])|\#)[^\n]*(?:\n|$)"
+# What begins with `--` and another character is left: whether it is a comment depends on the character set.
+_LINE_COMMENT = r"(?:--(?=[ \t\r\n])|\#)[^\n]*(?:\n|$)"
 _IN_FRONT = rf"(?:\s|\(|{_COMMENT}|{_LINE_COMMENT})*"
 _READING = rf"{_IN_FRONT}(?:SELECT|SHOW|VALUES|TABLE|(WITH|EXPLAIN|DESCRIBE|DESC))\b"
-# Not a quoted name in front of a parenthesis, which may be a function's.
-_QUOTED_OR_COMMENT = rf"'[^']*'|(?:\"[^\"]*\"|`[^`]*`)(?!\s*\()|{_COMMENT}|{_LINE_COMMENT}"
-# What may do more in a statement that reads, where quoted strings and comments are gone.
+_QUOTED_OR_COMMENT = rf"('[^']*')|(\"[^\"]*\"|`[^`]*`)|{_COMMENT}|{_LINE_COMMENT}"
+# What may do more in a statement that reads, where a 0 stands for a string, a ? for a quoted name, which may be a
+# string too, and a blank for a comment.
 _SUSPECT = r"""(?x)
     :=                          # sets a variable
-    | \bINTO\b                  # sets a variable or writes a file
+    | (?<![^\W\d])INTO\b        # sets a variable or writes a file; also right behind a number
     | ;(?!\s*$)                 # a second statement
     | /\*!|/\*M!                # code for the server in a comment
     | _LOCKS?\b                 # GET_LOCK(), and functions of the kind that plugins have
     | \bLAST_INSERT_ID\W*\(\s*[^)\s]  # sets what it returns, with an argument
     | \bSQL_CALC_FOUND_ROWS\b
     | \bNEXTVAL\b | \bSETVAL\b | \bNEXT\s+VALUE\b  # MariaDB's sequences
-    | ['"`]                     # a quote that is not paired, or the quoted name of a function
+    | \bDEFAULT\s*\(           # which may be a sequence's
+    | \?\s*\(                  # the quoted name of a function
+    | ['"`]                     # a quote that is not paired
+    | --                        # perhaps a comment, with quotes in it
 """
 # A statement that begins with WITH or EXPLAIN may write, or run what it explains.
 _WRITING = r"\b(?:INSERT|UPDATE|DELETE|REPLACE|ANALYZE)\b(?!\s*\()"
@@ -99,8 +103,11 @@ def certainly_reads(command: int, sql: bytes) -> bool:
     """Whether a command that READS does nothing else, also where it calls functions: it may be run twice."""
     if command != COMMAND.COM_QUERY:
         return True
+    text = re.sub(_IN_FRONT, "", sql.decode("ascii", "replace").upper(), count=1)
+    if "--" in text or "#" in text:  # a line comment may stand between a name and its parenthesis
+        return False
     # No regular expression looks through all of it, as a literal may be long; no name has more than 64 characters.
-    in_front = [part.rstrip()[-80:] for part in sql.decode("ascii", "replace").upper().split("(")[:-1]]
+    in_front = [part.rstrip()[-80:] for part in text.split("(")[:-1]]
     names = [re.findall(_AT_END, part)[0] for part in in_front]
     return all(name in _PURE or name in "=<>,+-*%|&!^" for name in names)
 
@@ -166,14 +173,18 @@ def _has_suspects(text: str) -> bool:
         or "SQL_CALC" in text
         or "NEXT" in text
         or "SETVAL" in text
+        or "DEFAULT" in text
     )
 
 
 def _only_reads(sql: bytes, encoding: str, also: str = "") -> bool:
     """The closer look: the same without what is quoted, and without comments. `also` is suspect besides."""
-    text = sql.decode(encoding, "replace").upper()
+    try:
+        text = sql.decode(encoding).upper()
+    except UnicodeDecodeError:  # the server may see other characters, of which a quote can be the second byte
+        return False
     if "\\" in text:  # whether it escapes a quote depends on the sql_mode
         return False
-    text = re.sub(_QUOTED_OR_COMMENT, " 0 ", text)
+    text = re.sub(_QUOTED_OR_COMMENT, lambda found: " 0 " if found[1] else " ? " if found[2] else " ", text)
     text = re.sub(r"\bFOR\s+UPDATE\b", "", text)
     return not re.search(_SUSPECT, text) and not (also and re.search(also, text))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pymysql
 import pytest
 from helpers import eventually, session_of, sessions
+from pymysql.constants import COMMAND
 from pymysql.cursors import Cursor, SSCursor
 from server import running_server
 
 import pymysqlpool
 from pymysqlpool import ConnectionPool, PoolError
+from pymysqlpool.statements import certainly_reads
 
 if TYPE_CHECKING:
     from helpers import MakePool
@@ -204,3 +206,83 @@ def test_a_connection_without_a_pool_is_closed_when_dropped(server: Any, admin: 
     assert sessions(admin, database) == {connection.server_thread_id[0]}
     del connection
     eventually(lambda: not sessions(admin, database))
+
+
+@pytest.mark.parametrize(
+    ("statement", "mode"),
+    [
+        ("select 1.5into @v", ""),
+        ("select .5into @v", ""),
+        ("select 1e5into @v", ""),
+        ("select `get_lock`/**/('x', 0)", ""),
+        ("select `get_lock`-- \n('x', 0)", ""),
+        ("select `get_lock`#\n('x', 0)", ""),
+        ("select \"get_lock\"/**/('x', 0)", "ANSI_QUOTES"),
+        ("select last_insert_id/**/(7)", ""),
+        ("select last_insert_id#\n(7)", ""),
+        ("select a --\u00a0, get_lock('x', 0) from (select 1 as a, 2 as `\u00a0`) as t", ""),
+        ("select 1 --\x7f'\n, get_lock('x', 0) -- '", ""),
+    ],
+)
+def test_what_a_statement_that_reads_can_hide(make_pool: MakePool, statement: str, mode: str) -> None:
+    """A number in front of INTO, comments between a function and its parenthesis, what only looks like a comment."""
+    pool = make_pool(size=1, sql_mode=mode)
+    connection = pool.get_connection()
+    connection.query(statement)
+    connection.close()
+    found = pool.get_connection().execute_query("select @v, is_used_lock('x'), last_insert_id()")
+    assert found == ((None, None, 0),)
+
+
+@pytest.mark.parametrize(("charset", "character"), [("sjis", b"\xfa`"), ("gbk", b"\xfe`")])
+def test_a_character_that_python_does_not_know(
+    make_pool: MakePool, on_mariadb: bool, charset: str, character: bytes
+) -> None:
+    """Its second byte is no quote for the server."""
+    if on_mariadb:
+        pytest.skip("it does not know these characters either")
+    pool = make_pool(size=1, charset=charset)
+    connection = pool.get_connection()
+    connection.query(b"select 1 as %b, get_lock('x', 0) as %b" % (character, character))
+    connection.close()
+    assert pool.get_connection().execute_query("select is_used_lock('x')") == ((None,),)
+
+
+@pytest.mark.parametrize("read", ["select next/**/value for s", "select default(id) from t"])
+def test_a_sequence_behind_a_default_or_a_comment(make_pool: MakePool, on_mariadb: bool, read: str) -> None:
+    """What the next borrower asks for as the sequence's last value is not the former's."""
+    if not on_mariadb:
+        pytest.skip("MariaDB's")
+    pool = make_pool(size=1, autocommit=True)
+    connection = pool.get_connection()
+    connection.query("create sequence s")
+    connection.query("create table t (id int default (next value for s), n int)")
+    connection.query("insert into t values (1, 1)")
+    connection.close()
+    connection = pool.get_connection()
+    connection.query(read)
+    connection.close()
+    assert pool.get_connection().execute_query("select lastval(s)") == ((None,),)
+
+
+def test_a_long_word_is_read_once(make_pool: MakePool) -> None:
+    """A statement that reads, with a long word in it, is as quick behind a pending reset as it is elsewhere."""
+    pool = make_pool(size=1)
+    for _ in range(20):
+        pool.get_connection().execute_query("do 1")  # has a reset pending
+        assert pool.get_connection().execute_query(f"select length('{'x' * 200_000}')") == ((200_000,),)
+
+
+@pytest.mark.parametrize(
+    ("statement", "reads"),
+    [
+        ("select f -- in\n(1)", False),
+        ("select f # in\n(1)", False),
+        ("select d . abs (1)", False),
+        ("-- name: x\nselect abs(1), count(*) from t where a in (1, 2)", True),
+        ("select '" + "x" * 1000 + "', max(a) from t", True),
+    ],
+)
+def test_what_certainly_calls_no_stored_function(statement: str, reads: bool) -> None:
+    """Behind a pending reset nothing is run that may write, and so not twice."""
+    assert certainly_reads(COMMAND.COM_QUERY, statement.encode()) is reads
