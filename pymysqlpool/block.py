@@ -254,9 +254,11 @@ def _exit(
 
 
 def _runs_on(frame: FrameType) -> FrameType:
-    """`frame`, or that which runs on when it is suspended: the one that has resumed a generator."""
+    """`frame`, or what runs on inside the block: what has resumed a generator, or has a `with` of its own."""
     while frame.f_back is not None and (
-        frame.f_code.co_flags & _OF_GENERATOR or frame.f_code.co_filename == contextlib.__file__
+        frame.f_code.co_flags & _OF_GENERATOR
+        or frame.f_code.co_filename == contextlib.__file__
+        or frame.f_code.co_name == "__enter__"
     ):
         frame = frame.f_back
     return frame

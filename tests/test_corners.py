@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pymysql
@@ -14,10 +15,12 @@ from pymysql.cursors import Cursor, SSCursor
 from server import running_server
 
 import pymysqlpool
-from pymysqlpool import ConnectionPool, PoolError
+from pymysqlpool import Connection, ConnectionPool, PoolError
 from pymysqlpool.statements import certainly_reads
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from helpers import MakePool
 
 
@@ -286,3 +289,38 @@ def test_a_long_word_is_read_once(make_pool: MakePool) -> None:
 def test_what_certainly_calls_no_stored_function(statement: str, reads: bool) -> None:
     """Behind a pending reset nothing is run that may write, and so not twice."""
     assert certainly_reads(COMMAND.COM_QUERY, statement.encode()) is reads
+
+
+def test_a_block_begun_in_somebody_s_own_enter(make_pool: MakePool) -> None:
+    """What runs inside joins it: a subclass's `__enter__`, a unit of work's, or a context manager's in that."""
+
+    class Own(Connection):
+        def __enter__(self) -> Any:
+            return super().__enter__()
+
+    class UnitOfWork:
+        def __init__(self, manager: Any) -> None:
+            self.manager = manager
+
+        def __enter__(self) -> Any:
+            return self.manager.__enter__()
+
+        def __exit__(self, *exc_info: object) -> None:
+            self.manager.__exit__(*exc_info)
+
+    @contextmanager
+    def through(handle: Connection) -> Iterator[Any]:
+        with handle as cursor:
+            yield cursor
+
+    pool = make_pool(size=1, connection_class=Own)
+    pool.get_connection().execute_query("create table t (n int)")
+    handle = pool.get_connection()
+    for manager in (handle, UnitOfWork(handle), UnitOfWork(through(handle))):
+        with manager as cursor:
+            cursor.execute("insert into t values (1)")
+            with handle as joined:
+                assert joined.connection is cursor.connection
+            assert handle.execute_query("select count(*) from t") == ((1,),)
+            cursor.execute("truncate t")
+    assert pool.size() == 1
