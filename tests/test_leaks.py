@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Union
 
 import pymysql
 import pytest
-from protocol_proxy import OK, ProtocolProxy
+from protocol_proxy import OK, Command, ProtocolProxy
 from pymysql.constants import CLIENT
 from pymysql.cursors import DictCursor, SSCursor
 
@@ -533,6 +533,33 @@ def test_a_proxy_that_answers_a_reset_itself(
             with pool.connection() as other:
                 assert other.server_thread_id[0] == connection.server_thread_id[0]
                 assert ask(other, "select count(*) from numbers") == ((0,),)
+
+
+def test_more_than_was_asked_for_behind_a_reset(server: Server, make_pool: MakePool) -> None:
+    """What lies behind the reply to a reset, in the same piece from the network, answers no borrower's command."""
+    added = []
+
+    def add(command: Command, reply: list[bytes]) -> list[bytes]:
+        if added or b"autocommit" not in command.text:  # the last command of a reset
+            return reply
+        added.append(OK)
+        return [*reply, OK]
+
+    with (
+        ProtocolProxy(server.host, server.port) as proxy,
+        make_pool(size=1, host=proxy.host, port=proxy.port, ssl_disabled=True, autocommit=True) as pool,
+    ):
+        for _ in range(2):  # of the first reset the pool waits for the reply
+            connection = pool.get_connection()
+            run("set @v = 1")(connection)
+            added.clear()
+            proxy.alter = add
+            connection.close()
+            assert eventually(lambda: bool(added))
+            with pool.connection() as other:
+                run("set @w = 1")(other)
+                assert ask(other, "select @v, @w") == ((None, 1),)
+                assert other.server_thread_id[0] != connection.server_thread_id[0]
 
 
 @pytest.mark.parametrize("deed", ["insert into triggers values (1)", "select notes()", "select 1"])
