@@ -490,7 +490,7 @@ def test_what_pymysql_deprecates_is_told_of_the_caller_s_line(make_pool: MakePoo
         warnings.simplefilter("always")
         connection.set_charset("utf8mb4")
         connection.ping(reconnect=True)
-    assert caught
+    assert "The 'reconnect' argument is deprecated." in [str(warning.message) for warning in caught]
     assert {warning.filename for warning in caught} == {__file__}
 
 
