@@ -10,7 +10,8 @@ import threading
 import time
 import warnings
 import weakref
-from collections import Counter
+from collections import Counter, deque
+from contextlib import suppress
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -48,6 +49,7 @@ class _Struck:
         #: Handed over: whoever comes next is to return them.
         self.borrowed: list[Any] = []
         self.others: list[ConnectionPool] = []
+        self.callbacks: deque[weakref.ref[Cycle]] = deque(maxlen=50)
         #: How many deeds each thread is in, one inside the other.
         self.depth: Counter[int] = Counter()
         self.over = False
@@ -130,7 +132,7 @@ class _Struck:
         other.get_connection(timeout=0.01, retry_num=0).close()
 
     def close_another_pool(self) -> None:
-        if self.others:
+        with suppress(IndexError):
             self.others.pop().close()
 
     # What the collector finds
@@ -141,7 +143,7 @@ class _Struck:
     def leave_to_a_callback(self) -> None:
         strike = next(self.strikes)
         cycle = Cycle()
-        self.callback = weakref.ref(cycle, lambda _: self.do(strike, "by a callback"))
+        self.callbacks.append(weakref.ref(cycle, lambda _: self.do(strike, "by a callback")))
 
     def lose(self) -> None:
         cycle = Cycle()
@@ -176,6 +178,8 @@ class _Struck:
         ends_at = time.monotonic() + SECONDS
         for deed in cycle(self.deeds):
             self.do(deed, "by a thread")
+            if deed == self.lose:
+                gc.collect()  # without a GIL the collector regards no threshold that is as low
             now = time.monotonic()
             if now > ends_at and (self.is_enough() or now > ends_at + 20):
                 return
