@@ -128,8 +128,8 @@ class _Struck:
     def open_another_pool(self) -> None:
         if len(self.others) < 2:
             self.others.append(ConnectionPool(1, "other", **self.connect_kwargs, ssl_disabled=True))
-        other = self.others[-1]
-        other.get_connection(timeout=0.01, retry_num=0).close()
+        for other in self.others[-1:]:
+            other.get_connection(timeout=0.01, retry_num=0).close()
 
     def close_another_pool(self) -> None:
         with suppress(IndexError):
