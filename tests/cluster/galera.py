@@ -203,7 +203,13 @@ class HAProxy:
 
     def _configuration(self) -> str:
         lines = ["global", "  hard-stop-after 1s", "defaults", "  mode tcp", "  timeout connect 1s"]
-        lines += ["  timeout client 1h", "  timeout server 1h", "  option httpchk GET /", "  retries 1"]
+        lines += [
+            "  timeout client 1h",
+            "  timeout server 1h",
+            "  timeout check 1s",
+            "  option httpchk GET /",
+            "  retries 1",
+        ]
         for name, port in self.ports.items():
             lines += [f"listen {name}", f"  bind 127.0.0.1:{port}"]
             for node in self._nodes:
@@ -246,6 +252,14 @@ class HAProxy:
         with suppress(OSError):
             return any(row["pxname"] == "pool" and row["svname"] == "node1" for row in self._table())
         return False
+
+    def wait_until_up(self) -> None:
+        """Return when it sends clients to all nodes, in its eyes."""
+        deadline = time.monotonic() + 30
+        while not all(row["status"].startswith("UP") for row in self._table() if row["svname"].startswith("node")):
+            if time.monotonic() > deadline:
+                raise RuntimeError("a node does not come up again")
+            time.sleep(0.05)
 
     def _count(self) -> None:
         for key, count in self._now().items():

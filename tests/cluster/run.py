@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -203,6 +202,7 @@ def run(nodes: list[Node], proxy: HAProxy) -> tuple[list[str], list[str]]:
         fault.heal()
         for node in nodes:
             node.wait_until_synced(among=len(nodes))
+        proxy.wait_until_up()
         time.sleep(CALM)
         over.set()
         ended = time.monotonic()
@@ -237,9 +237,13 @@ def run(nodes: list[Node], proxy: HAProxy) -> tuple[list[str], list[str]]:
 
 def where(pool: ConnectionPool, nodes: list[Node]) -> list[int]:
     """On which nodes the pool's sessions are, all of them borrowed for a moment."""
-    with ExitStack() as stack:
-        connections = [stack.enter_context(pool.connection()) for _ in range(PLACES)]
-        ports = [connection.execute_query("select @@port", return_one=True)[0] for connection in connections]
+    connections = [pool.get_connection(timeout=10) for _ in range(PLACES)]
+    ports = []
+    for connection in connections:
+        with connection.cursor() as cursor:
+            cursor.execute("select @@port")
+            ports += [port for (port,) in cursor.fetchall()]
+        connection.close()
     return [ports.count(node.port) for node in nodes]
 
 
