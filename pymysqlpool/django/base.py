@@ -22,7 +22,7 @@ from pymysqlpool.pool import ConnectionPool
 from . import stand_in  # noqa: F401  before Django's own backend, which imports MySQLdb
 
 # isort: split
-from django.db.backends.mysql import base, creation
+from django.db.backends.mysql import base
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -79,20 +79,6 @@ class CursorWrapper(base.CursorWrapper):
             raise IntegrityError(*error.args) from error
 
 
-class DatabaseCreation(creation.DatabaseCreation):
-    """Django's, which leaves no session in the pool whose database is gone."""
-
-    destroy_test_db_connection_close_method = "close_pool"
-
-    def _execute_create_test_db(self, cursor: Any, parameters: dict[str, str], keepdb: bool = False) -> None:
-        self.connection.close_pool()
-        super()._execute_create_test_db(cursor, parameters, keepdb)
-
-    def _destroy_test_db(self, test_database_name: str, verbosity: int) -> None:
-        self.connection.close_pool()
-        super()._destroy_test_db(test_database_name, verbosity)
-
-
 class DatabaseWrapper(base.DatabaseWrapper):
     """Django's connection, which borrows from the pool of its alias in this process, and returns at each close.
 
@@ -102,7 +88,6 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     Database = pymysql
     isolation_level: str | None
-    creation_class = DatabaseCreation
 
     _pools: ClassVar[dict[str, AliasPool]] = {}
 

@@ -49,4 +49,6 @@ def run(server: Server, database: str, *sections: str) -> dict[str, Any]:
 def environment(folder: Path) -> dict[str, str]:
     """The environment of a program that lies in `folder`."""
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path}
+    made = {**os.environ, "PYTHONPATH": path}
+    made.pop("DJANGO_SETTINGS_MODULE", None)  # which the tests of Django set, and Celery looks for
+    return made

@@ -414,6 +414,15 @@ def test_djangos_own_tests_run(options: tuple[str, ...], server: Server, databas
     assert "Ran 7 tests" in done.stderr, done.stderr
 
 
+def test_a_test_database_that_is_made_again(site: Site, database: str) -> None:
+    """A test database that is dropped, and another one of its name, on the pool that was there before."""
+    site(pool={"size": 1}, TEST={"NAME": f"{database}_test"})
+    for _ in range(2):
+        connection.creation.create_test_db(verbosity=0, autoclobber=True)
+        assert Item.objects.count() == 0
+        connection.creation.destroy_test_db(database, verbosity=0)
+
+
 def test_asgi(site: Site, admin: Admin, database: str) -> None:
     """Requests at once, each with a thread of its own as ASGI has it: all get their turn on 4 connections."""
     site(pool={"size": 4})
