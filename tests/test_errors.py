@@ -167,3 +167,27 @@ def test_what_may_commit(sql: bytes, inside: bool, outside: bool) -> None:
     """A statement that reads commits nothing; in a transaction neither does one that writes rows; all else may."""
     assert may_commit(sql, in_transaction=True) is inside
     assert may_commit(sql, in_transaction=False) is outside
+
+
+def test_where_no_other_session_can_be_had_nothing_was_done(make_pool: MakePool, proxy: ProtocolProxy) -> None:
+    """A borrower whose session's reset fails, and cannot be replaced, is told so; its command was never sent."""
+    pool = make_proxied(make_pool, proxy, autocommit=True)
+    for _ in range(2):
+        with pool.connection() as connection:
+            connection.query("set @left = 1")
+    connection = pool.get_connection()
+    connection.query("set @left = 1")
+    proxy.hold()
+    connection.close()
+    connection = pool.get_connection()
+
+    def cut(command: Command) -> None:
+        raise EOFError
+
+    proxy.answer = cut
+    proxy.let_go()
+    with pytest.raises(OperationalError) as raised:
+        connection.query("create table t (n int)")
+    assert raised.value.outcome_unknown is False  # type: ignore[attr-defined]
+    assert is_retryable(raised.value)
+    assert not any(command.text.startswith(b"create") for command in proxy.commands)
