@@ -88,8 +88,6 @@ class Server:
         if rows(connection, "SELECT @pymysqlpool") != ((None,),):
             kept = ("user variables", *kept)  # a proxy has answered the reset by itself
         self._set(settings, kept)
-        if not connection.get_autocommit():
-            connection.commit()  # the questions may have begun a transaction with its snapshot
 
     def count_half_answered(self) -> None:
         """Of the commands of a first reset only some were answered: a proxy drops those behind, or it was an accident.

@@ -479,6 +479,21 @@ def test_what_an_init_command_begins_has_ended_after_a_reset(
             connection.close()
 
 
+def test_the_look_at_a_first_reset_begins_no_transaction(make_pool: MakePool, admin: Admin, database: str) -> None:
+    """Without autocommit, too, the next borrower sees what others commit after it has got its connection."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"create table {database}.news (n int) engine=innodb")
+        pool = make_pool(size=1, autocommit=False)
+        connection = pool.get_connection()
+        run("set @v = 1")(connection)
+        connection.close()
+        with pool.connection() as other:
+            assert other.server_thread_id[0] == connection.server_thread_id[0]
+            assert not in_transaction(other, admin)
+            cursor.execute(f"insert into {database}.news values (1)")
+            assert ask(other, "select count(*) from news") == ((1,),)
+
+
 class Stubborn(pymysqlpool.Connection):
     """Speaks to a server that does not know COM_RESET_CONNECTION."""
 
@@ -518,21 +533,23 @@ def test_a_server_that_can_not_reset_gets_a_new_connection(reset: str, scene: Sc
 def test_a_proxy_that_answers_a_reset_itself(
     server: Server, admin: Admin, database: str, make_pool: MakePool, autocommit: bool
 ) -> None:
-    """A transaction has ended also where a proxy keeps COM_RESET_CONNECTION from the server."""
+    """A transaction has ended also where a proxy has come to keep COM_RESET_CONNECTION from the server."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.numbers (n int) engine=innodb")
     with (
         ProtocolProxy(server.host, server.port) as proxy,
         make_pool(size=1, host=proxy.host, port=proxy.port, ssl_disabled=True, autocommit=autocommit) as pool,
     ):
+        for _ in range(2):  # the first reset is looked at, and is one of the server's
+            with pool.connection() as connection:
+                run("set @v = 9")(connection)
         proxy.answer = lambda command: [OK] if command.is_reset else None
-        for _ in range(2):  # of the first reset the pool waits for the reply
-            connection = pool.get_connection()
-            run("start transaction;\ninsert into numbers values (1);\nset @v = 9")(connection)
-            connection.close()
-            with pool.connection() as other:
-                assert other.server_thread_id[0] == connection.server_thread_id[0]
-                assert ask(other, "select count(*) from numbers") == ((0,),)
+        connection = pool.get_connection()
+        run("start transaction;\ninsert into numbers values (1);\nset @v = 9")(connection)
+        connection.close()
+        with pool.connection() as other:
+            assert other.server_thread_id[0] == connection.server_thread_id[0]
+            assert ask(other, "select count(*) from numbers") == ((0,),)
 
 
 def test_more_than_was_asked_for_behind_a_reset(server: Server, make_pool: MakePool) -> None:
