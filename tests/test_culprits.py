@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
@@ -145,7 +146,7 @@ def test_max_waiting(make_pool: MakePool) -> None:
     """With `max_waiting` in the line the next is refused at once, with the culprits, however long it would wait."""
     pool = make_pool(size=1, max_waiting=1)
     connection, line = pool.get_connection(), this_line()
-    with one_thread() as thread:
+    with one_thread() as thread, closing(connection):
         waiting = thread.submit(pool.get_connection, timeout=None)
         eventually(lambda: pool._pool.waiting() == 1)
         error = exhausted(pool, timeout=None)
