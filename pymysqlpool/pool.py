@@ -33,7 +33,7 @@ from .opening import Opener
 from .place import users
 from .places import Places, hang_up
 from .reset import ROLLBACK
-from .session import PING_TIMEOUT, Session
+from .session import PING_TIMEOUT, Session, is_of_signal
 from .statements import BROKEN, DIRTY, DOUBTFUL, LOST
 
 if TYPE_CHECKING:
@@ -280,6 +280,8 @@ class ConnectionPool(Generic[Connection_co]):
                 with connection._timeouts(PING_TIMEOUT):
                     connection.ping()
         except (OSError, MySQLError) as error:
+            if is_of_signal(error, now, PING_TIMEOUT):
+                raise
             is_answer = session.pending is not None and isinstance(error, MySQLError) and connection._survives(error)
             return "reset" if is_answer else "broken"
         if was_reset:

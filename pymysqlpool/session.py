@@ -182,6 +182,15 @@ class Session:
         self._close_socket()
 
 
+def is_of_signal(error: BaseException, since: float, timeout: float) -> bool:
+    """Whether `error` has come from a signal handler, such as an alarm's, in a wait that has lasted since `since`.
+
+    Such handlers usually raise TimeoutError, as sockets do, but not before their `timeout` is over.
+    """
+    reason = error if isinstance(error, OSError) else error.__context__  # of PyMySQL's
+    return isinstance(reason, TimeoutError) and reason.errno is None and monotonic() - since < timeout
+
+
 def _length(packet: bytes, at: int) -> int:
     """How many bytes a length-encoded integer takes."""
     return {0xFC: 3, 0xFD: 4, 0xFE: 9}.get(packet[at], 1)

@@ -7,6 +7,7 @@ import socket
 import threading
 import warnings
 from threading import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pymysql.constants import COMMAND, CR, ER, SERVER_STATUS
@@ -27,7 +28,7 @@ from .driver import SERVER_SESSION_STATE_CHANGED, PyMySQLConnection, PyMySQLResu
 from .errors import PoolError, ReturnConnectionToPoolError, session_survives, tell_outcome
 from .opening import can_track, track
 from .reset import names
-from .session import PING_TIMEOUT
+from .session import PING_TIMEOUT, is_of_signal
 from .statements import (
     BROKEN,
     DIRTY,
@@ -184,6 +185,7 @@ class Wire(PyMySQLConnection):
         """
         repeats = self._leaves == READS and certainly_reads(command, sql)
         timeout = min(PING_TIMEOUT, self._read_timeout or PING_TIMEOUT)
+        began = monotonic()
         try:
             if repeats and not session.poll(0):
                 PyMySQLConnection._execute_command(self, command, sql)
@@ -193,6 +195,8 @@ class Wire(PyMySQLConnection):
             session.read_pending(timeout)
             self._check_silent(session)
         except (OSError, MySQLError) as error:
+            if is_of_signal(error, began, timeout):
+                raise
             if isinstance(error, socket.timeout) and timeout == self._read_timeout:
                 session.abandon()
                 self._force_close()

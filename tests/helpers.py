@@ -45,7 +45,7 @@ def eventually(condition: Callable[[], object]) -> None:
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Let the pool, which has the function by its name, and the test go by `clock`."""
-    for module in ("time", "pymysqlpool.pool", "pymysqlpool.place", "pymysqlpool.places", "pymysqlpool.session"):
+    for module in ("time", *(f"pymysqlpool.{name}" for name in ("pool", "place", "places", "session", "wire"))):
         monkeypatch.setattr(f"{module}.monotonic", clock)
 
 

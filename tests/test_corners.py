@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pymysql
 import pytest
-from helpers import eventually, session_of, sessions
+from helpers import eventually, is_in, one_thread, session_of, sessions
 from pymysql.constants import COMMAND
 from pymysql.cursors import Cursor, SSCursor
 from server import running_server
+from test_pending import Dam
 
 import pymysqlpool
 from pymysqlpool import Connection, ConnectionPool, PoolError
@@ -324,3 +327,35 @@ def test_a_block_begun_in_somebody_s_own_enter(make_pool: MakePool) -> None:
             assert handle.execute_query("select count(*) from t") == ((1,),)
             cursor.execute("truncate t")
     assert pool.size() == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals here")
+@pytest.mark.parametrize("pre_ping", [False, True])
+def test_an_alarm_while_a_reset_is_pending(make_pool: MakePool, server: Any, pre_ping: bool) -> None:
+    """A signal handler's TimeoutError is the borrower's: it is not taken for the reset's, and nothing is run after."""
+
+    def strike(*_: object) -> None:
+        raise TimeoutError("alarm")
+
+    def when_waiting(thread: threading.Thread) -> None:
+        eventually(lambda: is_in(thread, "read_pending") and is_in(thread, "readinto"))
+        signal.pthread_kill(thread.ident or 0, signal.SIGUSR1)
+
+    with Dam(server.host, server.port) as dam, one_thread() as other:
+        pool = make_pool(size=1, host=dam.host, port=dam.port, ssl_disabled=True, autocommit=True)
+        pool.get_connection().execute_query("create table t (n int)")
+        assert pool.get_connection().execute_query("select count(*) from t") == ((0,),)
+        connection = pool.get_connection()
+        connection.query("do 1")
+        dam.hold()
+        connection.close()
+        former = signal.signal(signal.SIGUSR1, strike)
+        try:
+            other.submit(when_waiting, threading.current_thread())
+            with pytest.raises(TimeoutError, match="alarm"):
+                pool.get_connection(pre_ping=pre_ping).execute_query("insert into t values (1)")
+        finally:
+            signal.signal(signal.SIGUSR1, former)
+            dam.let_go()
+        assert pool.size() == 1
+        assert pool.get_connection().execute_query("select count(*) from t") == ((0,),)
