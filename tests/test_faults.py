@@ -227,7 +227,7 @@ def test_a_failed_ping_means_another_connection(
         heal(proxy)
         return ""
 
-    pool = make_remote_pool(size=1, connection_class=pinging, password=password)
+    pool = make_remote_pool(size=1, connection_class=pinging, password=password, autocommit=True)
     [before] = borrow_all(pool)
     proxy.deaf = fault == "deaf"
     proxy.delay = 3.0 if fault == "late" else 0.0
