@@ -36,8 +36,13 @@ class Session:
     """One session on a server. What is known of it is never believed of another, which may be on another server."""
 
     __slots__ = (
+        "_ahead",
         "_close_socket",
+        "_has_set_timeout",
+        "_is_plain",
+        "_look",
         "_rfile",
+        "_timeout",
         "check_at",
         "connected",
         "expires_at",
@@ -58,11 +63,20 @@ class Session:
         self._rfile: Any = connection._rfile
         #: Waits so many milliseconds for the server to say something, or to close: an idle session hears nothing.
         self.poll: Callable[[int], object] = bool if self.sock is None else _poll(self.sock)
+        # The same for any thread, while another may be at the one above: a poll is for one thread at a time.
+        self._look: Callable[[int], object] = bool if self.sock is None else _poll(self.sock)
         self._close_socket: Callable[[], object] = bool if self.sock is None else _closer(self.sock)
         #: When it is so old that it is replaced, since when it is idle, and when it is looked at before it is lent.
         self.expires_at = now + lifetime * (1 - _JITTER * os.urandom(1)[0] / 256)
         self.idle_since = now
         self.check_at = math.inf
+        # Whether what the server says is there when a poll sees it; with TLS it may be only the beginning of it.
+        self._is_plain = type(self.sock) is socket.socket
+        # While pending replies are read: how long each may take, whether that was set on the socket, and how many bytes
+        # of them are in the file's buffer at least.
+        self._timeout = PING_TIMEOUT
+        self._has_set_timeout = False
+        self._ahead = 0
         #: The commands whose replies are still to be read, before any reply to a borrower's.
         self.pending: Commands | None = None
         #: Whether a statement that reads is believed to leave nothing: the server, and a proxy in front of it, report
@@ -83,11 +97,11 @@ class Session:
         if self.pending is None:
             return False
         try:
-            return not _poll(self.sock)(0)  # one of its own: a poll is for one thread at a time
-        except ValueError:
-            return False  # another thread has closed it meanwhile
+            return not self._look(0)
+        except (RuntimeError, ValueError):
+            return False  # another thread looks at the same time, or has closed it meanwhile
 
-    def read_pending(self, timeout: float | None) -> int:
+    def read_pending(self, timeout: float) -> int:
         """Read the replies to the pool's own commands, waiting for each at most `timeout` seconds.
 
         Returns the status in the last one.
@@ -95,9 +109,10 @@ class Session:
         Raises OSError, or PyMySQL's error where one is an error: the session is not clean then, and is to be closed.
         """
         assert self.pending is not None
-        if self.sock.gettimeout() != timeout:
-            self.sock.settimeout(timeout)
-        status = 0
+        self._timeout = timeout
+        self._has_set_timeout = False
+        self._ahead = status = 0
+        before = self.sock.gettimeout()
         for number in range(self.pending.replies):
             try:
                 status = self._read_reply()
@@ -105,6 +120,8 @@ class Session:
                 if number > 0 and self.is_to_be_looked_at():
                     self.reset.server.count_half_answered()  # type: ignore[union-attr]
                 raise
+        if self._has_set_timeout:
+            self.sock.settimeout(before)
         self.pending = None
         return status
 
@@ -136,23 +153,51 @@ class Session:
 
     def _read_packet(self) -> bytes:
         """Read a packet that is no error."""
-        read = self._rfile.read
-        header = read(4)
-        length = int.from_bytes(header[:3], "little")
-        packet: bytes = read(length)
-        if len(header) < 4 or len(packet) < length or not packet:
-            raise ConnectionError("the server has closed the connection")
+        header = self._read(4)
+        packet = self._read(int.from_bytes(header[:3], "little"))
+        if not packet:
+            raise ConnectionError("the server has sent an empty packet")
         if packet[0] == 0xFF:
             raise_mysql_exception(packet)
         return packet
 
+    def _read(self, size: int) -> bytes:
+        """Read so many bytes.
+
+        Replies mostly come whole. To wait for them by a poll, and not by the socket's timeout, saves two system calls
+        in which that is set and set back: 72 us of the processor for an INSERT with its reset, or 63.
+        """
+        if self._is_plain and not self._has_set_timeout:
+            if self._ahead == 0:
+                if not self.poll(math.ceil(self._timeout * 1000)):
+                    raise socket.timeout("timed out")
+                self._ahead = len(self._rfile.peek(1))
+            if self._ahead >= size:
+                self._ahead -= size
+                whole: bytes = self._rfile.read(size)
+                return whole
+        if not self._has_set_timeout:
+            self.sock.settimeout(self._timeout)
+            self._has_set_timeout = True
+        data: bytes = self._rfile.read(size)
+        if len(data) < size:
+            raise ConnectionError("the server has closed the connection")
+        return data
+
     def has_unread(self) -> bool:
         """Whether the server has said more than was read: a poll does not see what is in the file's buffer."""
+        if self.poll(0) or self._ahead:
+            return True
+        if not self._has_set_timeout:
+            return False
+        before = self.sock.gettimeout()
         self.sock.settimeout(0)
         try:
-            return bool(self.poll(0) or self._rfile.peek(1))
+            return bool(self._rfile.peek(1))
         except OSError:  # of TLS, where nothing is there
             return False
+        finally:
+            self.sock.settimeout(before)
 
     # End
 

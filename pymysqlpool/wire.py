@@ -190,7 +190,6 @@ class Wire(PyMySQLConnection):
             if repeats and not session.poll(0):
                 PyMySQLConnection._execute_command(self, command, sql)
                 session.read_pending(timeout)
-                self._current_timeout = timeout
                 return
             session.read_pending(timeout)
             self._check_silent(session)
@@ -353,7 +352,6 @@ class Wire(PyMySQLConnection):
 
     def _check_silent(self, session: Session) -> None:
         """Raise where the server has closed the session, or has said more than it was asked for."""
-        self._current_timeout = 0
         if session.has_unread():
             raise ConnectionError("the server has closed the session")
 
