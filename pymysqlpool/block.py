@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 _OF_GENERATOR = 0x20 | 0x200  # inspect's CO_GENERATOR and CO_ASYNC_GENERATOR
+# Functions that return before the block runs that they have begun: a `with` of one's own, and, before Python 3.12,
+# comprehensions, as in `[stack.enter_context(pool.connection()) for _ in range(4)]`.
+_PASSED = ("__enter__", "<listcomp>", "<setcomp>", "<dictcomp>")
 
 
 class Beginning:
@@ -62,6 +65,8 @@ class Block:
         self._handle = handle
         self.connection = handle
         self.thread = get_ident()
+        #: Whether whoever uses the handle is in this block, in whatever thread: nobody else has got it.
+        self.has_handle_alone = False
         # Kept by the end of the `with`, if that can be told: else a generator that nobody has any more, but which a
         # variable of the frame refers to that began it, would be kept by the handle, and its connection with it.
         self._kept: Beginning | None = Beginning(frame)
@@ -73,7 +78,7 @@ class Block:
     def is_around(self, frame: FrameType) -> bool:
         """Whether `frame` runs inside this block."""
         beginning = self._beginning()
-        return beginning is not None and beginning.is_around(frame)
+        return self.has_handle_alone or (beginning is not None and beginning.is_around(frame))
 
     def begin(self) -> None:
         """Take the handle's connection where it is free, or borrow one."""
@@ -258,7 +263,7 @@ def _runs_on(frame: FrameType) -> FrameType:
     while frame.f_back is not None and (
         frame.f_code.co_flags & _OF_GENERATOR
         or frame.f_code.co_filename == contextlib.__file__
-        or frame.f_code.co_name == "__enter__"
+        or frame.f_code.co_name in _PASSED
     ):
         frame = frame.f_back
     return frame

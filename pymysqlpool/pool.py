@@ -249,6 +249,8 @@ class ConnectionPool(Generic[Connection_co]):
         connection = self.get_connection(timeout, retry_num, pre_ping, retry_interval=retry_interval)
         connection._place.loan.is_for(_getframe())
         with connection:
+            if connection._block is not None:  # else a subclass has an __enter__ of its own
+                connection._block.has_handle_alone = True
             yield connection
 
     def _fit(self, connection: Connection, now: float, *, pre_ping: bool) -> Connection:

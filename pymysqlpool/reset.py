@@ -8,7 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pymysql.charset import charset_by_name
-from pymysql.constants import COMMAND
+from pymysql.constants import COMMAND, ER
 from pymysql.err import DatabaseError
 
 from .driver import COM_RESET_CONNECTION
@@ -202,8 +202,8 @@ def _is_of_session(connection: PyMySQLConnection, variable: str) -> bool:
     """Whether it is a session's, and not one of the server, which SHOW shows too and others may change meanwhile."""
     try:
         connection.query(f"SELECT @@SESSION.{variable}")
-    except DatabaseError:
-        return False
+    except DatabaseError as error:
+        return error.args[0] not in {ER.INCORRECT_GLOBAL_LOCAL_VAR, ER.UNKNOWN_SYSTEM_VARIABLE}
     return True
 
 

@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Callable
 
 import pymysql
@@ -480,6 +480,43 @@ def test_a_generator_in_two_threads_that_leaves_rows_unread(  # noqa: PLR0917 - 
     assert numbers() == [1]
     assert pool.size() == 1
     del left_open
+
+
+def test_a_whole_connection_joins_its_block_in_any_thread(
+    make_pool: MakePool, add: Add, numbers: Numbers, other_thread: ThreadPoolExecutor
+) -> None:
+    """What is used of `pool.connection()` is in its block, also in another thread than the one that has begun it.
+
+    As a web framework does that runs a generator dependency and the endpoint in a pool of threads.
+    """
+    pool = make_pool(size=1)
+
+    def dependency() -> Iterator[Connection]:
+        with pool.connection() as connection:
+            yield connection
+
+    for error in (None, Failure()):
+        request = dependency()
+        connection = other_thread.submit(next, request).result()
+        connection.execute_query("insert into numbers (number) values (1)")
+        with connection as cur:
+            add(cur, 2)
+        assert numbers() == ([] if error is None else [1, 2])
+        with pytest.raises(Failure if error else StopIteration):
+            next(request) if error is None else request.throw(error)
+        assert numbers() == [1, 2]
+    assert pool.size() == 1
+
+
+def test_what_is_entered_in_a_comprehension_is_around_what_follows(make_pool: MakePool) -> None:
+    """Before Python 3.12 a comprehension is a function, which has returned before the blocks run that it has begun."""
+    pool = make_pool(size=2)
+    with ExitStack() as stack:
+        cursors = [stack.enter_context(pool.get_connection()) for _ in range(2)]
+        handles = [cursor.connection for cursor in cursors]
+        for handle in handles:
+            assert handle.execute_query("select connection_id()") == ((handle.server_thread_id[0],),)
+    assert pool.size() == 2
 
 
 # close() outside a block

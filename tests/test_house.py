@@ -672,7 +672,8 @@ def test_a_ping_behind_a_reset_that_fails(make_pool: MakePool) -> None:
     [idle] = pool._pool.idle()
     session: Any = idle._place.session
     idle._send(session, to_commands((COMMAND.COM_QUERY, b"no SQL")))
-    session.poll = lambda _: []  # as if it was still on its way
+    wait = session.poll
+    session.poll = lambda milliseconds: wait(milliseconds) if milliseconds else []  # as if it was still on its way
     connection = pool.get_connection(pre_ping=True)
     assert session_of(connection) != number
     connection.close()
