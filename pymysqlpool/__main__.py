@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parse(parser, argv)
     if argv is None and isinstance(options.password, str):  # pragma: no cover  a subprocess runs it
-        begin_again_with(options.password)
+        restart_with(options.password)
     show = progress_on(sys.stderr)
     rows: list[Row] = []
     problem, status = None, 0
@@ -132,7 +132,7 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def begin_again_with(password: str) -> NoReturn:  # pragma: no cover  a subprocess runs it
+def restart_with(password: str) -> NoReturn:  # pragma: no cover  a subprocess runs it
     """Let this program take its own place, with the password in the environment: `ps` shows everybody the arguments."""
     kept = []
     arguments = iter(sys.argv[1:])

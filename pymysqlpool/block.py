@@ -41,7 +41,7 @@ class Beginning:
         # Where the block was begun. Where that is a generator, which is suspended inside the block, what has resumed it
         # runs on, from this instruction.
         self._frame = frame
-        self._resumer = _runs_on(frame)
+        self._resumer = _running_frame(frame)
         self._instruction = self._resumer.f_lasti
 
     def is_around(self, frame: FrameType | None) -> bool:
@@ -118,9 +118,9 @@ class Block:
     def end(self, cursor: Any, error: BaseException | None) -> None:
         """Commit, or roll back after an `error`, and return the connection."""
         connection = self.connection
-        self._give_up_handles()
+        self._release_handles()
         pool: Any = connection._pool
-        connection._user = get_ident()  # which goes on with what another thread may have left unread
+        connection._thread_id = get_ident()  # which goes on with what another thread may have left unread
         try:
             if error is None:
                 cursor.close()  # which reads what it has left unread; after an error that could take for ever
@@ -150,7 +150,7 @@ class Block:
             connection._left = BROKEN
             raise
 
-    def _give_up_handles(self) -> None:
+    def _release_handles(self) -> None:
         """Leave no cycle of references behind, for which the rows of a large result would wait."""
         for handle in (self._handle, self.connection):
             with contextlib.suppress(ValueError, KeyError):
@@ -212,7 +212,7 @@ def enter(handle: Connection, frame: FrameType) -> Any:
         return block.enter(end)
     except BaseException as error:
         pool: Any = block.connection._pool
-        block._give_up_handles()
+        block._release_handles()
         pool._take_back(block.connection, error)
         raise
 
@@ -258,7 +258,7 @@ def _exit(
         leave(handle, error)
 
 
-def _runs_on(frame: FrameType) -> FrameType:
+def _running_frame(frame: FrameType) -> FrameType:
     """`frame`, or what runs on inside the block: what has resumed a generator, or has a `with` of its own."""
     while frame.f_back is not None and (
         frame.f_code.co_flags & _OF_GENERATOR

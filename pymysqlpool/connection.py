@@ -125,7 +125,7 @@ class Connection(Wire, pymysql.connections.Connection):
         `args`, a tuple, list or dict, are formatted into the query, as PyMySQL does: a percent sign is written %%
         unless they are None. With `exec_many` the query is run for each of them.
         """
-        with self._unit_of_work() as connection, connection.cursor(DictCursor if dictcursor else None) as cursor:
+        with self._block_or_commit() as connection, connection.cursor(DictCursor if dictcursor else None) as cursor:
             run(cursor, query, args, exec_many=exec_many)
             if not cursor.description:
                 return None if return_one else ()
@@ -152,7 +152,7 @@ class Connection(Wire, pymysql.connections.Connection):
         __exit__ = block.EndOfBlock()
 
     @contextlib.contextmanager
-    def _unit_of_work(self) -> Iterator[Connection]:
+    def _block_or_commit(self) -> Iterator[Connection]:
         """A block where there is a pool; else commit or rollback, and the connection stays open."""
         if self._pool is not None:
             with self as cursor:
@@ -185,14 +185,14 @@ class Connection(Wire, pymysql.connections.Connection):
                 )
             self._pool._take_back(self)
 
-    def _let_go(self, session: Session | None) -> bool:
+    def _detach_session(self, session: Session | None) -> bool:
         """Give up the session, and return whether it can be lent again: no reply of it is left unread."""
         token: Any = self._token
         try:
             reply = token.pop()  # takes the token from every thread
             if reply is UNREAD:
                 token.append(reply)
-                self._read_rest_that_has_come()
+                self._read_rest_without_waiting()
                 reply = token.pop()
             is_whole = reply is WHOLE
         except (AttributeError, IndexError):  # the first: interrupted in connect()
@@ -209,14 +209,14 @@ class Connection(Wire, pymysql.connections.Connection):
         self._sock = self._rfile = None
         return is_whole
 
-    def _read_rest_that_has_come(self) -> None:
+    def _read_rest_without_waiting(self) -> None:
         """Read the rest of several results, such as the last one of a CALL, without waiting for it."""
         self._read_timeout = 0
         with contextlib.suppress(MySQLError, TypeError):  # the latter: PyMySQL's, where nothing has come
             while self._result is not None and self._result.has_next and not self._result.unbuffered_active:
                 self.next_result()
 
-    def _adopt(self, session: Session) -> None:
+    def _take_session(self, session: Session) -> None:
         """Take over a new session, in the place of one that was lost before it was used."""
         vars(self).update(session.connected)
         self._result = None
@@ -227,7 +227,7 @@ class Connection(Wire, pymysql.connections.Connection):
             if self._sock is not None:  # else its session sees to the socket
                 self._force_close()
         elif token and self._wrote and self._place is not None:  # the token is out when it has been returned
-            self._place.loan.has_lost_writes = True
+            self._place.loan.lost_writes = True
 
     def _force_close(self) -> None:
         # Before 1.1 PyMySQL left the file, and with it the socket, to the collector.
@@ -243,7 +243,7 @@ class Connection(Wire, pymysql.connections.Connection):
         raise TypeError("a Connection is bound to its server session and can't be pickled or copied")
 
 
-class _Lazy:
+class _CopiedLate:
     """A mutable attribute, of which a connection gets its copy when it is first asked for.
 
     So no borrower can change one under another, and a successor is made without copying them all: that would take a
@@ -260,17 +260,17 @@ class _Lazy:
             value = attributes["_originals"][self._name]
         except KeyError:  # not opened by a pool, or not in this release of PyMySQL
             raise AttributeError(f"{owner.__name__!r} object has no attribute {self._name!r}") from None
-        return attributes.setdefault(self._name, _own(value))
+        return attributes.setdefault(self._name, _private_copy(value))
 
 
-_LAZY = ("_auth_plugin_map", "_connect_attrs", "decoders", "encoders", "kwargs")
-for _name in _LAZY:
-    setattr(Connection, _name, _Lazy(_name))
+_COPIED_LATE = ("_auth_plugin_map", "_connect_attrs", "decoders", "encoders", "kwargs")
+for _name in _COPIED_LATE:
+    setattr(Connection, _name, _CopiedLate(_name))
 
 
 # What is the borrow's own. Python finds it faster in a dict of the connection's own than on its class, and does not
 # have to enlarge the dict: a borrow and return takes 2.3 of a LifoQueue's put and get, and 2.5 without.
-_AT_BORROW = {
+_BORROW_DEFAULTS = {
     name: getattr(Connection, name)
     for name in (
         "_pool",
@@ -280,7 +280,7 @@ _AT_BORROW = {
         "_left",
         "_may_be_in_transaction",
         "_wrote",
-        "_user",
+        "_thread_id",
         "_statement",
         "_leaves",
     )
@@ -308,7 +308,7 @@ class Template:
                 connection.ctx = self._original.ctx
             self._initialize(connection)
         else:
-            connection.__dict__ = {name: _own(value) for name, value in vars(self._original).items()}
+            connection.__dict__ = {name: _private_copy(value) for name, value in vars(self._original).items()}
         connection._place = place
         return connection
 
@@ -322,12 +322,18 @@ class Template:
         attributes.pop("_token", None)  # connect()'s own; each handle has one of its own
         session.connected = {name: value for name, value in attributes.items() if before.get(name, self) is not value}
         if not self._has_init:
-            originals = {name: attributes.pop(name) for name in _LAZY if name in attributes}
+            originals = {name: attributes.pop(name) for name in _COPIED_LATE if name in attributes}
             attributes["_originals"] = originals
             session.state = attributes.copy()
-            session.state.update(_AT_BORROW)  # which has no place: that would be a cycle of place, session and state
-        session.mutable = {name: value for name, value in session.connected.items() if _own(value) is not value}
-        attributes.update({name: _own(value) for name, value in session.mutable.items()})  # for the first borrower
+            session.state.update(
+                _BORROW_DEFAULTS
+            )  # which has no place: that would be a cycle of place, session and state
+        session.mutable = {
+            name: value for name, value in session.connected.items() if _private_copy(value) is not value
+        }
+        attributes.update(
+            {name: _private_copy(value) for name, value in session.mutable.items()}
+        )  # for the first borrower
         connection._token = [WHOLE]
 
     def successor(self, place: Place, current_timeout: float | None) -> Connection:
@@ -341,12 +347,12 @@ class Template:
             connection.__dict__ = session.state.copy()
             connection._place = place
         if session.mutable:
-            vars(connection).update({name: _own(value) for name, value in session.mutable.items()})
+            vars(connection).update({name: _private_copy(value) for name, value in session.mutable.items()})
         connection._token = [WHOLE]
         connection._current_timeout = current_timeout  # what PyMySQL, from 1.2 on, has last set on the socket
         return connection
 
-    def begin_again_in_child(self) -> None:  # pragma: no cover  in a forked child
+    def reset_in_child(self) -> None:  # pragma: no cover  in a forked child
         """After a fork: tell the server the child's process number."""
         self._original._connect_attrs["_pid"] = str(os.getpid())
 
@@ -363,7 +369,7 @@ class Template:
         connection.client_flag |= CLIENT.SESSION_TRACK
 
 
-def _own(value: Any) -> Any:
+def _private_copy(value: Any) -> Any:
     """`value`, or a copy of it where one connection could change it under another."""
     return value.copy() if isinstance(value, (dict, list, set, deque)) else value
 

@@ -96,7 +96,7 @@ def refuses_sessions(error: BaseException) -> bool:
     return is_full(error) or _code(error) == 1047
 
 
-def tell_outcome(error: MySQLError, *, may_have_committed: bool) -> None:
+def set_outcome(error: MySQLError, *, may_have_committed: bool) -> None:
     """Set `error.outcome_unknown`: the connection was lost, or the server gave up, where it may have committed."""
     if "outcome_unknown" in vars(error):
         return

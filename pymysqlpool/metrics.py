@@ -81,7 +81,7 @@ class _Watch:
     def begin(self) -> None:
         """Watch all pools from now on, in this process and in those that are forked from it."""
         if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
-            os.register_at_fork(after_in_child=self._begin_again_in_child)
+            os.register_at_fork(after_in_child=self._reset_in_child)
         _pool._watchers.append(self.add)
         for pool in list(_pool._pools):
             self.add(pool)
@@ -115,7 +115,7 @@ class _Watch:
         """What is told how long things took. It must not refer to the pool."""
         raise NotImplementedError
 
-    def _begin_again_in_child(self) -> None:
+    def _reset_in_child(self) -> None:
         raise NotImplementedError
 
 
@@ -199,7 +199,7 @@ class PrometheusCollector(_Watch):
         self._histograms.append(histograms)
         return histograms
 
-    def _begin_again_in_child(self) -> None:  # pragma: no cover  in a forked child
+    def _reset_in_child(self) -> None:  # pragma: no cover  in a forked child
         for each in self._histograms:
             each.begin(dict.fromkeys(_TIMES, 0.0))
 
@@ -295,7 +295,7 @@ class OpenTelemetryInstruments(_Watch):
         finally:
             self._recording.release()
 
-    def _begin_again_in_child(self) -> None:  # pragma: no cover  in a forked child
+    def _reset_in_child(self) -> None:  # pragma: no cover  in a forked child
         self._recording = threading.Lock()
         self._kept.clear()
 

@@ -59,30 +59,30 @@ class Place:
 
 
 class Record:
-    """What a pool knows of a place. It outlives the place, and is followed by the record of the place's heir."""
+    """What a pool knows of a place. It outlives the place, and is followed by the record of the place's replacement."""
 
     def __init__(self, place: Place, when_dead: Callable[[ref[Place]], object]) -> None:
         #: Cleared by Python in one step, before any finalizer of what refers to the place runs; and for ever.
         self.place = ref(place, when_dead)
         self.loan = place.loan
 
-    def follow(self, heir: Record) -> Record:
-        """Let `heir` take over, and return which one has: of several threads that try, one does."""
-        taken: Record = vars(self).setdefault("heir", heir)
+    def replace_with(self, replacement: Record) -> Record:
+        """Let `replacement` take over, and return which one has: of several threads that try, one does."""
+        taken: Record = vars(self).setdefault("replacement", replacement)
         return taken
 
     def newest(self) -> Record:
         """The record of the place that is in force."""
         record = self
-        while "heir" in vars(record):
-            record = vars(record)["heir"]
+        while "replacement" in vars(record):
+            record = vars(record)["replacement"]
         return record
 
 
 class Loan:
     """Who has a place, since when, and from which line. It outlives the place, to tell who has lost it."""
 
-    __slots__ = ("_at", "_totals", "borrower", "has_lost_writes", "is_opening", "since", "was_warned_of")
+    __slots__ = ("_at", "_totals", "borrower", "is_opening", "lost_writes", "since", "was_warned_of")
 
     def __init__(self, totals: Totals) -> None:
         self._totals = totals
@@ -92,7 +92,7 @@ class Loan:
         self.is_opening = False
         self.was_warned_of = False
         #: Whether the handle was dropped with something written in an open transaction.
-        self.has_lost_writes = False
+        self.lost_writes = False
         #: The instruction that borrows: its code and its number there.
         self._at: tuple[CodeType, int]
 
@@ -105,7 +105,7 @@ class Loan:
 
     def is_for(self, frame: FrameType) -> None:
         """Correct the line where the pool borrows by itself: to the first from `frame` upwards that is the user's."""
-        frame = users(frame)
+        frame = first_user_frame(frame)
         self._at = frame.f_code, frame.f_lasti
 
     def line(self) -> tuple[str, int]:
@@ -132,7 +132,7 @@ class Loan:
         }
 
 
-def users(frame: FrameType) -> FrameType:
+def first_user_frame(frame: FrameType) -> FrameType:
     """The first frame from `frame` upwards that runs a line of the user's."""
     while frame.f_code.co_filename in _INTERNAL and frame.f_back is not None:
         frame = frame.f_back

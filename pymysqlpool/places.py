@@ -45,7 +45,7 @@ class Places(FairQueue["Connection"]):
         #: Where the server has refused a session: the seconds between two tries, and when the next one is due.
         self._pause = 0.0
         self._next_opening = 0.0
-        #: Of each place and its heirs; and what is counted for those that got no place.
+        #: Of each place and its replacements; and what is counted for those that got no place.
         self._totals = [Totals() for _ in range(maxsize)]
         self.timed_out, self.refused = Count(), Count()
         for totals in self._totals:
@@ -164,7 +164,7 @@ class Places(FairQueue["Connection"]):
         try:
             super()._announce(item)
         except QueueClosed:
-            hang_up(item, "pool")
+            close_idle(item, "pool")
             for closer in list(self._closers):
                 closer.wake()
 
@@ -189,17 +189,17 @@ class Places(FairQueue["Connection"]):
         if record.place() is not None:
             return
         place = Place(self._dead.append, self._totals[index])
-        heir = record.follow(place.record)
-        self._records[index] = heir
-        if heir is place.record:
+        replacement = record.replace_with(place.record)
+        self._records[index] = replacement
+        if replacement is place.record:
             self.put(self._template.copy(place))
             lost = record.loan.as_data()
             if lost is not None:
-                _warn_of_lost(lost, has_written=record.loan.has_lost_writes)
+                _warn_of_lost(lost, has_written=record.loan.lost_writes)
 
     # Care
 
-    def retire(self, reason: str, is_due: Callable[[Session], bool], most: int) -> None:
+    def close_idle_if(self, reason: str, is_due: Callable[[Session], bool], most: int) -> None:
         """Close idle sessions that are due, at most `most`."""
         for connection in self.idle():
             if most <= 0:
@@ -229,7 +229,7 @@ class Places(FairQueue["Connection"]):
             self._closers.remove(closer)
         return out
 
-    def leave_to_parent(self) -> None:  # pragma: no cover  in a forked child
+    def leave_sessions_to_parent(self) -> None:  # pragma: no cover  in a forked child
         """In a forked child: let go of the parent's sessions, without a word to the server."""
         for place in self._alive():
             place.is_of_parent = True
@@ -247,7 +247,7 @@ class Places(FairQueue["Connection"]):
         return [session for session in [place.session for place in self._alive()] if session is not None]
 
 
-def hang_up(connection: Connection, reason: str) -> None:
+def close_idle(connection: Connection, reason: str) -> None:
     """Close an idle connection, where it is open."""
     connection._place.end_session(reason, Session.quit)
 
@@ -256,7 +256,7 @@ def _is_ready(connection: Connection) -> bool:
     """Whether it has no replies pending that have yet to come; a connection that is taken meanwhile is as good."""
     place = vars(connection).get("_place")
     session = place and place.session
-    return session is None or session.pending is None or not session.owes_replies()
+    return session is None or session.pending is None or not session.awaits_replies()
 
 
 def _warn_of_lost(lost: dict[str, Any], *, has_written: bool) -> None:

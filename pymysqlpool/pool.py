@@ -25,13 +25,13 @@ from .errors import (
     PoolError,
     ReturnConnectionToPoolError,
     refuses_sessions,
-    tell_outcome,
+    set_outcome,
 )
 from .fairqueue import LineTooLong, QueueClosed
 from .log import logger
 from .opening import Opener
-from .place import users
-from .places import Places, hang_up
+from .place import first_user_frame
+from .places import Places, close_idle
 from .reset import ROLLBACK
 from .session import PING_TIMEOUT, Session, is_of_signal
 from .statements import BROKEN, DIRTY, DOUBTFUL, LOST
@@ -158,9 +158,9 @@ class ConnectionPool(Generic[Connection_co]):
         """Begin with places of which none is open, in a new pool or in a forked child."""
         self._pool = Places(self._template, self.maxsize, self._max_waiting)
         # A pool that is dropped, or alive when the interpreter exits, takes its leave from the server.
-        self._farewell = weakref.finalize(self, _say_goodbye, self._pool)
+        self._finalizer = weakref.finalize(self, _close_all_idle, self._pool)
         self._last_failure: MySQLError | None = None
-        self._next_check = self._next_care = 0.0
+        self._next_check = self._next_maintenance = 0.0
         _pools.add(self)
 
     # Borrow
@@ -220,15 +220,15 @@ class ConnectionPool(Generic[Connection_co]):
                     or pre_ping
                     or session.poll(0)
                 ):
-                    connection = self._fit(connection, now, pre_ping=pre_ping)
+                    connection = self._make_ready(connection, now, pre_ping=pre_ping)
                 connection._pool = self
                 if now >= self._next_check:
                     self._check(now)
-                    self._tell("wait", place.totals.last_wait())
+                    self._notify_observers("wait", place.totals.last_wait())
                 if logger.level <= DEBUG:
                     logger.debug("Get connection from pool(%s)", self.name)
             except BaseException as reason:
-                waited = self._give_up(connection)
+                waited = self._put_back_unused(connection)
                 if not (isinstance(reason, MySQLError) and refuses_sessions(reason)):
                     raise
             else:
@@ -253,14 +253,14 @@ class ConnectionPool(Generic[Connection_co]):
                 connection._block.has_handle_alone = True
             yield connection
 
-    def _fit(self, connection: Connection, now: float, *, pre_ping: bool) -> Connection:
+    def _make_ready(self, connection: Connection, now: float, *, pre_ping: bool) -> Connection:
         """A connection that may be lent: `connection`, opened where it was not, or another where it is not fit."""
         place = connection._place
         session = place.session
         if session is not None:
             if reason := _why_expired(session, now):
                 place.end_session(reason, Session.quit)
-            elif fault := self._look_for_fault(connection, session, now, pre_ping=pre_ping):
+            elif fault := self._find_fault(connection, session, now, pre_ping=pre_ping):
                 place.end_session(fault, Session.abandon)
             else:
                 return connection
@@ -270,11 +270,11 @@ class ConnectionPool(Generic[Connection_co]):
             raise PoolClosedError(f"pool({self.name}) is closed")
         return connection
 
-    def _look_for_fault(self, connection: Connection, session: Session, now: float, *, pre_ping: bool) -> str | None:
+    def _find_fault(self, connection: Connection, session: Session, now: float, *, pre_ping: bool) -> str | None:
         """Why an idle session is not there, or not clean; None where it is both. No lock is held."""
         pings = pre_ping or now - session.idle_since >= self._ping_after
         was_reset = self._on_connect is not None and session.pending not in (None, ROLLBACK)
-        must_read = pings or was_reset or session.is_to_be_looked_at()
+        must_read = pings or was_reset or session.is_first_reset()
         try:
             if session.pending is not None and (must_read or session.poll(0)):
                 connection._read_pending(session)
@@ -284,19 +284,21 @@ class ConnectionPool(Generic[Connection_co]):
         except (OSError, MySQLError) as error:
             if is_of_signal(error, now, PING_TIMEOUT):
                 raise
-            is_answer = session.pending is not None and isinstance(error, MySQLError) and connection._survives(error)
+            is_answer = (
+                session.pending is not None and isinstance(error, MySQLError) and connection._is_reusable_after(error)
+            )
             return "reset" if is_answer else "broken"
         if was_reset:
             try:
                 with connection._timeouts(connection.connect_timeout):
-                    self._prepare(connection, session)
+                    self._call_on_connect(connection, session)
             except Exception:  # noqa: BLE001  if it lasts, it is raised for the session that takes the place of this
                 return "reset"
         # Where no reply is pending the server has closed the session (KILL, wait_timeout, restart), perhaps with a
         # parting error packet.
         return "broken" if session.pending is None and session.poll(0) else None
 
-    def _prepare(self, connection: Connection, session: Session) -> None:
+    def _call_on_connect(self, connection: Connection, session: Session) -> None:
         """Call `on_connect`, outside every lock, with the connection of a session that is new, or as good as new.
 
         Raises what it raises.
@@ -321,7 +323,7 @@ class ConnectionPool(Generic[Connection_co]):
             # The handshake, too, has `connect_timeout` for each of its steps.
             with connection._timeouts(connection.connect_timeout):
                 session = self._opener.open(connection)
-                self._prepare(connection, session)
+                self._call_on_connect(connection, session)
             self._template.remember(session, connection, before)
             session.check_at = session.idle_since + self._ping_after
             place.totals.has_opened(seconds := monotonic() - began)
@@ -329,7 +331,7 @@ class ConnectionPool(Generic[Connection_co]):
         except BaseException as error:
             place.totals.failed_to_open += 1
             if isinstance(error, MySQLError):
-                tell_outcome(error, may_have_committed=False)
+                set_outcome(error, may_have_committed=False)
                 self._last_failure = _without_frames(error)
                 if refuses_sessions(error):
                     self._pool.put_off_openings()
@@ -339,7 +341,7 @@ class ConnectionPool(Generic[Connection_co]):
             place.loan.is_opening = False
         self._last_failure = None
         self._pool.allow_openings()
-        self._tell("create", seconds)
+        self._notify_observers("create", seconds)
 
     def _replace_session(self, connection: Connection) -> None:
         """Give a borrowed connection another session: its own has turned out not to be clean before it was used."""
@@ -349,10 +351,10 @@ class ConnectionPool(Generic[Connection_co]):
         other = self._template.copy(place)
         self._open(other)
         assert place.session is not None
-        connection._adopt(place.session)
+        connection._take_session(place.session)
         other._sock = other._rfile = None
 
-    def _give_up(self, connection: Connection) -> float:
+    def _put_back_unused(self, connection: Connection) -> float:
         """Put a place back that was taken and could not be lent. Returns how many seconds it was waited for."""
         place: Place = vars(connection).pop("_place")
         place.loan.borrower = None
@@ -363,7 +365,7 @@ class ConnectionPool(Generic[Connection_co]):
 
     def _exhausted(self, text: str) -> GetConnectionFromPoolError:
         """The error for a borrower who has got nothing, naming the culprits."""
-        self._take_care(monotonic())
+        self._maintain(monotonic())
         error = GetConnectionFromPoolError(f"can't get connection from pool({self.name}) {text}")
         error.holders = []
         for loan in self._pool.borrows():
@@ -390,26 +392,26 @@ class ConnectionPool(Generic[Connection_co]):
 
         So a pool without observers spends no step on them.
         """
-        if now >= self._next_care:
-            self._take_care(now)
-        self._next_check = self._next_care
+        if now >= self._next_maintenance:
+            self._maintain(now)
+        self._next_check = self._next_maintenance
         if self._observers:  # looked at afterwards, as one may have come meanwhile
             self._next_check = -math.inf
 
-    def _take_care(self, now: float) -> None:
+    def _maintain(self, now: float) -> None:
         """Log what is held for too long, and close what has rested for too long."""
-        self._next_care = math.inf
+        self._next_maintenance = math.inf
         if self.leak_warning is not None:
             self._check_leaks(now, self.leak_warning)
         if self.idle_timeout is not None and self._size < self.maxsize:
             latest = now - self.idle_timeout
             most = self.total_num - self._size
-            self._pool.retire("idle", lambda session: session.idle_since <= latest, most)
-            self._next_care = min(self._next_care, now + self.idle_timeout / 10)
+            self._pool.close_idle_if("idle", lambda session: session.idle_since <= latest, most)
+            self._next_maintenance = min(self._next_maintenance, now + self.idle_timeout / 10)
 
     def _check_leaks(self, now: float, leak_warning: float) -> None:
         """Log the connections that are held for longer than `leak_warning`, each once."""
-        self._next_care = min(self._next_care, now + leak_warning)
+        self._next_maintenance = min(self._next_maintenance, now + leak_warning)
         for loan in self._pool.borrows():
             holder = loan.as_data()
             if loan.was_warned_of or holder is None:
@@ -425,7 +427,7 @@ class ConnectionPool(Generic[Connection_co]):
                     holder["line"],
                 )
             else:
-                self._next_care = min(self._next_care, loan.since + leak_warning)
+                self._next_maintenance = min(self._next_maintenance, loan.since + leak_warning)
 
     def _observe(self, observer: Callable[[str, float], object]) -> None:
         """From now on call `observer` with "wait", "create" or "use", and how many seconds that took, for histograms.
@@ -437,7 +439,7 @@ class ConnectionPool(Generic[Connection_co]):
         self._observers.append(observer)
         self._next_check = -math.inf
 
-    def _tell(self, what: str, seconds: float) -> None:
+    def _notify_observers(self, what: str, seconds: float) -> None:
         for observer in self._observers:
             try:
                 observer(what, seconds)
@@ -466,10 +468,10 @@ class ConnectionPool(Generic[Connection_co]):
             handle._force_close()
             return
         if error is not None:
-            handle._note(error)
+            handle._record_error(error)
         now = monotonic()
         session = place.session
-        if not handle._let_go(session) or session is None:  # lost, or in the middle of a reply
+        if not handle._detach_session(session) or session is None:  # lost, or in the middle of a reply
             connection = self._recreate(place, "broken", Session.abandon)
         elif now >= session.expires_at or (handle._left and self._is_beyond_reset(session, handle._left)):
             reason = "exception" if handle._left == BROKEN else _why_expired(session, now) or "reset"
@@ -499,7 +501,7 @@ class ConnectionPool(Generic[Connection_co]):
         self._pool.put(connection)
         if now >= self._next_check:
             self._check(now)
-            self._tell("use", seconds)
+            self._notify_observers("use", seconds)
         if logger.level <= DEBUG:
             logger.debug("Put connection back to pool(%s)", self.name)
 
@@ -526,7 +528,7 @@ class ConnectionPool(Generic[Connection_co]):
                 connection._send(session, commands)
             except MySQLError:
                 return self._recreate(place, "broken", Session.abandon)
-            if session.is_to_be_looked_at() or (self._on_connect is not None and commands != ROLLBACK):
+            if session.is_first_reset() or (self._on_connect is not None and commands != ROLLBACK):
                 session.check_at = session.idle_since
         return connection
 
@@ -575,7 +577,7 @@ class ConnectionPool(Generic[Connection_co]):
     def drain(self) -> None:
         """Retire every connection opened before now: the idle ones at once, the others when they come back."""
         self._pool.expire_all()
-        self._pool.retire("drained", lambda session: session.expires_at == -math.inf, self.maxsize)
+        self._pool.close_idle_if("drained", lambda session: session.expires_at == -math.inf, self.maxsize)
 
     def close(self, timeout: float | None = 0.0) -> int:
         """Lend no more, wake those that wait, close what is idle; what is borrowed is closed when it comes back.
@@ -585,7 +587,7 @@ class ConnectionPool(Generic[Connection_co]):
         """
         _seconds("timeout", timeout)
         for connection in self._pool.close():
-            hang_up(connection, "pool")
+            close_idle(connection, "pool")
         return self._pool.wait_until_all_back(timeout)
 
     def __enter__(self) -> Self:
@@ -598,12 +600,12 @@ class ConnectionPool(Generic[Connection_co]):
         """Close the pool."""
         self.close()
 
-    def _begin_again_in_child(self) -> None:  # pragma: no cover  in a forked child
+    def _reset_in_child(self) -> None:  # pragma: no cover  in a forked child
         """After a fork: the sessions are the parent's, who knows nothing of what is done here. Takes no lock."""
-        self._farewell.detach()
+        self._finalizer.detach()
         closed = self._pool.closed
-        self._pool.leave_to_parent()
-        self._template.begin_again_in_child()
+        self._pool.leave_sessions_to_parent()
+        self._template.reset_in_child()
         self._begin()
         if closed:
             self.close()
@@ -646,20 +648,20 @@ def _announce(pool: ConnectionPool) -> None:
         watch(pool)
 
 
-def _begin_again_in_child() -> None:  # pragma: no cover  in a forked child
+def _reset_in_child() -> None:  # pragma: no cover  in a forked child
     for pool in list(_pools):
-        pool._begin_again_in_child()
+        pool._reset_in_child()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
-    os.register_at_fork(after_in_child=_begin_again_in_child)
+    os.register_at_fork(after_in_child=_reset_in_child)
 
 
-def _say_goodbye(places: Places) -> None:
+def _close_all_idle(places: Places) -> None:
     """Close what is idle, without a lock, as the collector may call this inside any; a thread may go on at exit."""
     while places.queue:
         with contextlib.suppress(IndexError):
-            hang_up(places.queue.pop(), "pool")
+            close_idle(places.queue.pop(), "pool")
 
 
 def _why_expired(session: Session, now: float) -> str | None:
@@ -726,7 +728,7 @@ def _replace_deprecated(connect_kwargs: dict[str, Any]) -> None:
     for old, new in (("db", "database"), ("passwd", "password")):
         value = connect_kwargs.pop(old, None)
         if value is not None and not connect_kwargs.get(new):
-            line = users(_getframe(1))
+            line = first_user_frame(_getframe(1))
             registry = line.f_globals.setdefault("__warningregistry__", {})
             warnings.warn_explicit(
                 f"{old!r} is deprecated, use {new!r}",

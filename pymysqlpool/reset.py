@@ -41,7 +41,7 @@ class Commands(NamedTuple):
         return Commands(self.packets + after.packets, self.replies + after.replies)
 
 
-def to_commands(*commands: tuple[int, bytes]) -> Commands:
+def pack_commands(*commands: tuple[int, bytes]) -> Commands:
     """Put commands, each with its text, into packets."""
     return Commands(
         b"".join(struct.pack("<IB", len(sql) + 1, command) + sql for command, sql in commands), len(commands)
@@ -49,10 +49,10 @@ def to_commands(*commands: tuple[int, bytes]) -> Commands:
 
 
 #: The command that ends a transaction, where nothing else is to be undone.
-ROLLBACK = to_commands((COMMAND.COM_QUERY, b"ROLLBACK"))
+ROLLBACK = pack_commands((COMMAND.COM_QUERY, b"ROLLBACK"))
 
 # In front of the first reset on a server: to see that it has an effect.
-_PROBE = to_commands((COMMAND.COM_QUERY, b"SET @pymysqlpool = 1"))
+_PROBE = pack_commands((COMMAND.COM_QUERY, b"SET @pymysqlpool = 1"))
 
 
 class Server:
@@ -178,7 +178,7 @@ class Reset:
         first = [(COM_RESET_CONNECTION, b"")]
         database = [] if self._database is None else [(COMMAND.COM_INIT_DB, self._database)]
         rest = [(COMMAND.COM_QUERY, statement) for statement in (self._set + restored, *self._after)]
-        return to_commands(*first, *rest), to_commands(*first, *database, *rest)
+        return pack_commands(*first, *rest), pack_commands(*first, *database, *rest)
 
 
 def names(charset: str, collation: str | None) -> str:

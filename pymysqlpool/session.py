@@ -92,7 +92,7 @@ class Session:
 
     # Reset
 
-    def owes_replies(self) -> bool:
+    def awaits_replies(self) -> bool:
         """Whether replies are pending that have yet to come. Any thread may ask."""
         if self.pending is None:
             return False
@@ -117,7 +117,7 @@ class Session:
             try:
                 status = self._read_reply()
             except OSError:
-                if number > 0 and self.is_to_be_looked_at():
+                if number > 0 and self.is_first_reset():
                     self.reset.server.count_half_answered()  # type: ignore[union-attr]
                 raise
         if self._has_set_timeout:
@@ -125,7 +125,7 @@ class Session:
         self.pending = None
         return status
 
-    def is_to_be_looked_at(self) -> bool:
+    def is_first_reset(self) -> bool:
         """Whether its reset is the first one on its server, after which one has to look what that has not restored."""
         reset = self.reset
         return reset is not None and reset.server.settings is None and self.pending not in (None, ROLLBACK)

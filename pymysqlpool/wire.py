@@ -25,7 +25,7 @@ from pymysql.err import (
 from pymysql.protocol import MysqlPacket
 
 from .driver import SERVER_SESSION_STATE_CHANGED, PyMySQLConnection, PyMySQLResult
-from .errors import PoolError, ReturnConnectionToPoolError, session_survives, tell_outcome
+from .errors import PoolError, ReturnConnectionToPoolError, session_survives, set_outcome
 from .opening import can_track, track
 from .reset import names
 from .session import PING_TIMEOUT, is_of_signal
@@ -122,7 +122,7 @@ class Wire(PyMySQLConnection):
 
     _token: list[str] | None = None
     #: The thread that took the token last, what it wrote, and what that leaves.
-    _user = 0
+    _thread_id = 0
     _statement = b""
     _leaves = READS
 
@@ -158,7 +158,7 @@ class Wire(PyMySQLConnection):
                 token.pop()
         except IndexError:
             raise self._in_use() from None
-        self._user = get_ident()
+        self._thread_id = get_ident()
         self._statement = sql
         self._leaves = leaves = left_by(command, sql, self.encoding)
         session: Any = place.session
@@ -170,14 +170,14 @@ class Wire(PyMySQLConnection):
         self._left = max(self._left, leaves)
         try:
             if session is not None and session.pending is not None:
-                self._execute_on_clean(session, command, sql)
+                self._execute_behind_reset(session, command, sql)
             else:
                 PyMySQLConnection._execute_command(self, command, sql)
         except MySQLError as error:
-            self._tell_outcome(error)
+            self._set_outcome(error)
             raise
 
-    def _execute_on_clean(self, session: Session, command: int, sql: bytes) -> None:
+    def _execute_behind_reset(self, session: Session, command: int, sql: bytes) -> None:
         """Write the first command while replies to the pool's reset or ROLLBACK are pending, which may have failed.
 
         What certainly reads is written before they are read: where one is an error it is dropped with the session, and
@@ -192,7 +192,7 @@ class Wire(PyMySQLConnection):
                 session.read_pending(timeout)
                 return
             session.read_pending(timeout)
-            self._check_silent(session)
+            self._check_nothing_unread(session)
         except (OSError, MySQLError) as error:
             if is_of_signal(error, began, timeout):
                 raise
@@ -209,13 +209,13 @@ class Wire(PyMySQLConnection):
             self._token.pop()  # type: ignore[union-attr]
         except IndexError:
             raise self._in_use() from None
-        self._user = get_ident()
+        self._thread_id = get_ident()
 
     def _read_rest(self) -> None:
         """Read what is left unread of the last reply: as PyMySQL does, but before the token is taken."""
         result = self._result
         if result is not None and result.unbuffered_active:
-            if self._user != get_ident():
+            if self._thread_id != get_ident():
                 raise self._in_use()  # another thread is at these rows
             warnings.warn("Previous unbuffered result was left incomplete", stacklevel=5)
             result._finish_unbuffered_query()
@@ -237,7 +237,7 @@ class Wire(PyMySQLConnection):
         if token is None:
             return PyMySQLConnection._read_query_result(self, unbuffered)
         if (
-            token or self._user != get_ident()
+            token or self._thread_id != get_ident()
         ):  # it is the next of several results, not that of the command just written
             self._begin_reading()
         self._result = None
@@ -311,18 +311,18 @@ class Wire(PyMySQLConnection):
 
     def _failed(self, error: MySQLError) -> None:
         """A packet could not be read, or is an error; the latter ends the reply, and tells no status."""
-        self._tell_outcome(error)
+        self._set_outcome(error)
         self._check_lent()
-        self._note(error)
+        self._record_error(error)
         if self._sock is not None and not self._token:
             self._left = max(self._left, DIRTY)
             self._token.append(WHOLE)  # type: ignore[union-attr]
 
-    def _tell_outcome(self, error: MySQLError) -> None:
+    def _set_outcome(self, error: MySQLError) -> None:
         """Let `error` say whether what the last statement did, or committed, may be done all the same."""
         status = self.server_status
         in_transaction = bool(status & SERVER_STATUS.SERVER_STATUS_IN_TRANS) or not self.get_autocommit()
-        tell_outcome(error, may_have_committed=may_commit(self._statement, in_transaction=in_transaction))
+        set_outcome(error, may_have_committed=may_commit(self._statement, in_transaction=in_transaction))
 
     # The pool's own commands, on an idle session
 
@@ -339,9 +339,9 @@ class Wire(PyMySQLConnection):
 
         Raises OSError, or PyMySQL's error, where the session is not to be used.
         """
-        is_first = session.is_to_be_looked_at()
+        is_first = session.is_first_reset()
         self.server_status = session.read_pending(PING_TIMEOUT)
-        self._check_silent(session)
+        self._check_nothing_unread(session)
         if is_first:
             token, self._token = self._token, None
             with self._timeouts(PING_TIMEOUT):
@@ -350,7 +350,7 @@ class Wire(PyMySQLConnection):
             if session.reset.server.kept:  # type: ignore[union-attr]
                 raise ConnectionError("the reset has not restored all")
 
-    def _check_silent(self, session: Session) -> None:
+    def _check_nothing_unread(self, session: Session) -> None:
         """Raise where the server has closed the session, or has said more than it was asked for."""
         if session.has_unread():
             raise ConnectionError("the server has closed the session")
@@ -367,12 +367,12 @@ class Wire(PyMySQLConnection):
 
     # What is known for the return
 
-    def _note(self, error: BaseException) -> None:
+    def _record_error(self, error: BaseException) -> None:
         """Remember that the session is not to be used again, if so, after `error`, which the borrower may catch."""
-        if not self._survives(error):
+        if not self._is_reusable_after(error):
             self._left = BROKEN
 
-    def _survives(self, error: BaseException) -> bool:
+    def _is_reusable_after(self, error: BaseException) -> bool:
         """Whether a session may be used again after `error`."""
         if isinstance(error, self._reusable_expection):
             return True
@@ -409,7 +409,7 @@ class Wire(PyMySQLConnection):
         """The error for who comes while the token is out."""
         if self._sock is None:
             return InterfaceError(0, "")  # PyMySQL's own, which programs that connect again know
-        names = [thread.name for thread in threading.enumerate() if thread.ident == self._user != get_ident()]
+        names = [thread.name for thread in threading.enumerate() if thread.ident == self._thread_id != get_ident()]
         if names:
             return PoolError(
                 f"this connection is in the middle of a reply to thread {names[0]!r}: two threads can't use one at the "

@@ -178,7 +178,7 @@ def test_a_borrower_is_quicker_than_the_drain(make_pool: MakePool) -> None:
         lent.append(pool.get_connection())
         return True
 
-    pool._pool.retire("idle", borrow, most=1)
+    pool._pool.close_idle_if("idle", borrow, most=1)
     assert session_of(lent[0]) == lent[0].server_thread_id[0]
     lent[0].close()
     assert (pool.size(), pool.total_num) == (1, 1)

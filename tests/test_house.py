@@ -37,7 +37,7 @@ from pymysql.err import DataError
 import pymysqlpool
 from pymysqlpool import ConnectionPool, PoolClosedError, PoolError, ReturnConnectionToPoolError
 from pymysqlpool.place import Place
-from pymysqlpool.reset import to_commands
+from pymysqlpool.reset import pack_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -282,9 +282,9 @@ def test_an_interrupted_replacement_is_found_again(make_pool: MakePool) -> None:
     record = pool._pool._records[0]
     del pool._pool.queue[0]
     gc.collect()
-    heir = Place(pool._pool._dead.append, pool._pool._totals[0])
-    record.follow(heir.record)
-    del heir
+    replacement = Place(pool._pool._dead.append, pool._pool._totals[0])
+    record.replace_with(replacement.record)
+    del replacement
     assert pool.size() == 1
     assert len(borrow_all(pool)) == 1
 
@@ -353,7 +353,7 @@ def test_a_subclass_that_closes_when_it_can_not_connect(make_pool: MakePool, ser
     pool = make_pool(size=1, connection_class=Closing, autocommit=True)
     pool.get_connection().execute_query("do 1")
     connection = pool.get_connection()
-    connection._place.session.pending = to_commands((COMMAND.COM_PING, b""))
+    connection._place.session.pending = pack_commands((COMMAND.COM_PING, b""))
     connection._place.session.sock.shutdown(socket.SHUT_RDWR)
     Closing.fails = True
     with pytest.raises(pymysql.err.OperationalError, match="refused"):
@@ -628,7 +628,7 @@ def test_a_replacement_that_fails_leaves_a_place_to_be_opened(make_pool: MakePoo
         for reconnects in (False, True):
             pool.get_connection().execute_query("do 1")  # has a reset pending
             connection = pool.get_connection()
-            connection._place.session.pending = to_commands((COMMAND.COM_PING, b""))  # whose reply never comes
+            connection._place.session.pending = pack_commands((COMMAND.COM_PING, b""))  # whose reply never comes
             proxy.refuse = True
             proxy.cut()
             with pytest.raises(pymysql.err.OperationalError, match=r"2003|2013"):
@@ -649,7 +649,7 @@ def test_what_is_done_on_a_replacement_is_known(make_pool: MakePool, admin: Admi
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.t (n int) engine=innodb")
     connection = make_pool(size=1).get_connection()
-    connection._send(connection._place.session, to_commands((COMMAND.COM_QUERY, b"no SQL")))
+    connection._send(connection._place.session, pack_commands((COMMAND.COM_QUERY, b"no SQL")))
     session = connection.thread_id()
     with connection as cur:
         connection.select_db(database)
@@ -671,7 +671,7 @@ def test_a_ping_behind_a_reset_that_fails(make_pool: MakePool) -> None:
     connection.close()
     [idle] = pool._pool.idle()
     session: Any = idle._place.session
-    idle._send(session, to_commands((COMMAND.COM_QUERY, b"no SQL")))
+    idle._send(session, pack_commands((COMMAND.COM_QUERY, b"no SQL")))
     wait = session.poll
     session.poll = lambda milliseconds: wait(milliseconds) if milliseconds else []  # as if it was still on its way
     connection = pool.get_connection(pre_ping=True)
@@ -684,9 +684,9 @@ def test_a_session_that_is_closed_while_another_looks_at_it(make_pool: MakePool)
     pool = make_pool(size=1)
     [idle] = pool._pool.idle()
     session: Any = idle._place.session
-    session.pending = to_commands((COMMAND.COM_PING, b""))
+    session.pending = pack_commands((COMMAND.COM_PING, b""))
     session._close_socket()
-    assert not session.owes_replies()
+    assert not session.awaits_replies()
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class Dam(Proxy):
 
     def let_go(self) -> None:
         """Let what was held back go on, and what follows."""
-        self._run(self._let_go())
+        self._run(self._detach_session())
 
     async def _listen(self) -> None:
         self._is_open = asyncio.Event()  # here, as before Python 3.10 it belongs to the loop that it is made in
@@ -70,12 +70,12 @@ class Dam(Proxy):
         self._behind = self._were_behind = set(self._links)
         self.held = 0
 
-    async def _let_go(self) -> None:
+    async def _detach_session(self) -> None:
         self._behind = set()
         self._is_open.set()
 
     async def _end(self) -> None:
-        await self._let_go()
+        await self._detach_session()
         await super()._end()
 
     async def _pump(self, reader: Any, writer: asyncio.StreamWriter) -> None:
