@@ -244,12 +244,11 @@ def test_what_a_statement_that_reads_can_hide(make_pool: MakePool, statement: st
 def test_a_character_that_python_does_not_know(
     make_pool: MakePool, on_mariadb: bool, charset: str, character: bytes
 ) -> None:
-    """Its second byte is no quote for the server."""
-    if on_mariadb:
-        pytest.skip("it does not know these characters either")
+    """Its second byte is no quote for the server; MariaDB does not know these either, and refuses the statement."""
     pool = make_pool(size=1, charset=charset)
     connection = pool.get_connection()
-    connection.query(b"select 1 as %b, get_lock('x', 0) as %b" % (character, character))
+    with suppress(pymysql.Error) if on_mariadb else nullcontext():
+        connection.query(b"select 1 as %b, get_lock('x', 0) as %b" % (character, character))
     connection.close()
     assert pool.get_connection().execute_query("select is_used_lock('x')") == ((None,),)
 
@@ -338,7 +337,7 @@ def test_an_alarm_while_a_reset_is_pending(make_pool: MakePool, server: Any, pre
         raise TimeoutError("alarm")
 
     def when_waiting(thread: threading.Thread) -> None:
-        eventually(lambda: is_in(thread, "read_pending") and is_in(thread, "readinto"))
+        eventually(lambda: is_in(thread, "_read"))
         signal.pthread_kill(thread.ident or 0, signal.SIGUSR1)
 
     with Dam(server.host, server.port) as dam, one_thread() as other:

@@ -302,7 +302,9 @@ def test_a_session_that_takes_the_place_at_the_first_command(make_pool: MakePool
     place: Any = connection._place
     connection.query(f"xa start '{database}'")  # which the server refuses to roll back
     connection.close()
-    place.session.poll = lambda _milliseconds: []  # as where the reply has not come yet
+    wait = place.session.poll
+    # As where the reply has not come yet.
+    place.session.poll = lambda milliseconds: wait(milliseconds) if milliseconds else []
     connection = pool.get_connection()
     assert len(calls.sessions) == 1
     assert ask(connection, "@call") == 2

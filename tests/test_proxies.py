@@ -428,6 +428,23 @@ def test_few_resets_wait_for_what_a_proxy_drops(
     assert not any(command.is_behind for command in proxy.commands)
 
 
+def test_an_empty_packet_in_place_of_a_reply_costs_the_session(
+    make_proxied_pool: MakePool, proxy: ProtocolProxy
+) -> None:
+    """It is nothing that the protocol has, and the next borrower notices nothing of it."""
+    pool = make_proxied_pool()
+    for _ in range(2):
+        with pool.connection() as connection:
+            run(connection, "set @left = 1")
+    proxy.answer = lambda command: [b""] if command.is_reset else None
+    with pool.connection() as connection:
+        run(connection, "set @left = 1")
+    proxy.answer = lambda _: None
+    with pool.connection() as other:
+        assert run(other, "select @left") == ((None,),)
+        assert other.server_thread_id[0] != connection.server_thread_id[0]
+
+
 def test_the_proxy_that_shares_sessions_does_so(make_proxied_pool: MakePool, proxy: ProtocolProxy) -> None:
     """What is not bound to a session goes to another one each time."""
     shares_sessions(proxy)
