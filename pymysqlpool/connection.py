@@ -7,6 +7,7 @@ import os
 import warnings
 from collections import deque
 from sys import _getframe
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, overload
 
 import pymysql.connections
@@ -46,6 +47,7 @@ class Connection(Wire, pymysql.connections.Connection):
     _pool: ConnectionPool | None
     #: The block that has this very connection; `_blocks`, once there is one, has all that were begun on this handle.
     _block: Block | None = None
+    _session_in_use: Session
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.args = args
@@ -197,6 +199,9 @@ class Connection(Wire, pymysql.connections.Connection):
             is_whole = reply is WHOLE
         except (AttributeError, IndexError):  # the first: interrupted in connect()
             is_whole = False
+            if session is not None and self._user != get_ident():
+                session.is_in_use = True
+                self._session_in_use = session  # is closed when that thread has its error, or drops this connection
         # PyMySQL drops a socket that has failed; or it was reconnected by hand.
         if session is None or self._sock is not session.sock:
             is_whole = False

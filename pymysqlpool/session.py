@@ -47,6 +47,7 @@ class Session:
         "connected",
         "expires_at",
         "idle_since",
+        "is_in_use",
         "is_trusted",
         "mutable",
         "pending",
@@ -77,6 +78,8 @@ class Session:
         self._timeout = PING_TIMEOUT
         self._has_set_timeout = False
         self._ahead = 0
+        #: Whether a thread still reads or writes here, though the connection has been returned by another.
+        self.is_in_use = False
         #: The commands whose replies are still to be read, before any reply to a borrower's.
         self.pending: Commands | None = None
         #: Whether a statement that reads is believed to leave nothing: the server, and a proxy in front of it, report
@@ -214,7 +217,9 @@ class Session:
             # A thread that reads here now, contrary to all advice, holds a lock in the file that is closed next.
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
-        self.close()
+        # OpenSSL goes on with the number of a closed socket, which the next one may have got by then.
+        if not self.is_in_use:
+            self.close()
 
     def close(self) -> None:
         """Close the socket. In a forked child: without effect on the parent's session."""

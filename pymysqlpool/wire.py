@@ -200,6 +200,7 @@ class Wire(PyMySQLConnection):
                 session.abandon()
                 self._force_close()
                 raise OperationalError(CR.CR_SERVER_LOST, f"Lost connection to MySQL server: {error}") from error
+            self._check_lent()  # another thread may have returned it meanwhile
             self._pool._replace_session(self)
         PyMySQLConnection._execute_command(self, command, sql)
 
@@ -312,6 +313,7 @@ class Wire(PyMySQLConnection):
     def _failed(self, error: MySQLError) -> None:
         """A packet could not be read, or is an error; the latter ends the reply, and tells no status."""
         self._set_outcome(error)
+        vars(self).pop("_session_in_use", None)
         self._check_lent()
         self._record_error(error)
         if self._sock is not None and not self._token:

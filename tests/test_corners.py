@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from server import running_server
 from test_pending import Dam
 
 import pymysqlpool
-from pymysqlpool import Connection, ConnectionPool, PoolError
+from pymysqlpool import Connection, ConnectionPool, PoolError, ReturnConnectionToPoolError
 from pymysqlpool.statements import certainly_reads
 
 if TYPE_CHECKING:
@@ -358,3 +359,24 @@ def test_an_alarm_while_a_reset_is_pending(make_pool: MakePool, server: Any, pre
             dam.let_go()
         assert pool.size() == 1
         assert pool.get_connection().execute_query("select count(*) from t") == ((0,),)
+
+
+@pytest.mark.parametrize("ends_by", ["close", "block"])
+def test_a_connection_returned_while_another_thread_reads_from_it(ends_by: str) -> None:
+    """Over TLS, too, that thread does not touch the next session, whose socket would have the same number."""
+    with running_server(tls=True) as server, one_thread() as other:
+        if server.ca is None:
+            pytest.skip("this server is not ours")
+        thread = other.submit(threading.current_thread).result()
+        with ConnectionPool(1, ssl={"ca": server.ca}, **server.connect_kwargs) as pool:
+            for _ in range(20):
+                connection = pool.get_connection()
+                end = connection.close
+                if ends_by == "block":
+                    connection.__enter__()
+                    end = functools.partial(connection.__exit__, None, TimeoutError(), None)
+                query = other.submit(connection.query, "select sleep(60)")
+                eventually(lambda: is_in(thread, "readinto"))
+                end()
+                assert pool.get_connection().execute_query("select 1") == ((1,),)
+                assert isinstance(query.exception(), ReturnConnectionToPoolError)
