@@ -7,7 +7,6 @@ import os
 import warnings
 from collections import deque
 from sys import _getframe
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, overload
 
 import pymysql.connections
@@ -199,9 +198,9 @@ class Connection(Wire, pymysql.connections.Connection):
             is_whole = reply is WHOLE
         except (AttributeError, IndexError):  # the first: interrupted in connect()
             is_whole = False
-            if session is not None and self._user != get_ident():
+            if session is not None:
                 session.is_in_use = True
-                self._session_in_use = session  # is closed when that thread has its error, or drops this connection
+                self._session_in_use = session  # is closed when the command has its error, or drops this connection
         # PyMySQL drops a socket that has failed; or it was reconnected by hand.
         if session is None or self._sock is not session.sock:
             is_whole = False

@@ -78,7 +78,8 @@ class Session:
         self._timeout = PING_TIMEOUT
         self._has_set_timeout = False
         self._ahead = 0
-        #: Whether a thread still reads or writes here, though the connection has been returned by another.
+        #: Whether a command may still read or write here whose connection was returned, by another thread or a signal
+        #: handler.
         self.is_in_use = False
         #: The commands whose replies are still to be read, before any reply to a borrower's.
         self.pending: Commands | None = None

@@ -329,6 +329,12 @@ def test_a_block_begun_in_somebody_s_own_enter(make_pool: MakePool) -> None:
     assert pool.size() == 1
 
 
+def strike_when_in(thread: threading.Thread, *functions: str) -> None:
+    """Send the thread a signal when it runs these functions."""
+    eventually(lambda: all(is_in(thread, function) for function in functions))
+    signal.pthread_kill(thread.ident or 0, signal.SIGUSR1)
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals here")
 @pytest.mark.parametrize("pre_ping", [False, True])
 def test_an_alarm_while_a_reset_is_pending(make_pool: MakePool, server: Any, pre_ping: bool) -> None:
@@ -351,7 +357,7 @@ def test_an_alarm_while_a_reset_is_pending(make_pool: MakePool, server: Any, pre
         connection.close()
         former = signal.signal(signal.SIGUSR1, strike)
         try:
-            other.submit(when_waiting, threading.current_thread())
+            other.submit(strike_when_in, threading.current_thread(), "read_pending", "readinto")
             with pytest.raises(TimeoutError, match="alarm"):
                 pool.get_connection(pre_ping=pre_ping).execute_query("insert into t values (1)")
         finally:
@@ -380,3 +386,28 @@ def test_a_connection_returned_while_another_thread_reads_from_it(ends_by: str) 
                 end()
                 assert pool.get_connection().execute_query("select 1") == ((1,),)
                 assert isinstance(query.exception(), ReturnConnectionToPoolError)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals here")
+def test_a_connection_returned_by_a_signal_handler_that_strikes_its_query() -> None:
+    """Over TLS, too, the query does not go on to read from the session that the handler borrows."""
+    borrowed = []
+
+    def strike(*_: object) -> None:
+        connection.close()
+        borrowed.append(pool.get_connection())
+
+    with running_server(tls=True) as server, one_thread() as other:
+        if server.ca is None:
+            pytest.skip("this server is not ours")
+        former = signal.signal(signal.SIGUSR1, strike)
+        try:
+            with ConnectionPool(1, ssl={"ca": server.ca}, **server.connect_kwargs) as pool:
+                for _ in range(5):
+                    connection = pool.get_connection()
+                    other.submit(strike_when_in, threading.current_thread(), "readinto")
+                    with pytest.raises(ReturnConnectionToPoolError):
+                        connection.query("select sleep(60)")
+                    assert borrowed.pop().execute_query("select 1") == ((1,),)
+        finally:
+            signal.signal(signal.SIGUSR1, former)
