@@ -20,7 +20,7 @@ _COMMENT = r"/\*(?!M?!)[^*]*\*+(?:[^/*][^*]*\*+)*/"
 _LINE_COMMENT = r"(?:--(?=[ \t\r\n])|\#)[^\n]*(?:\n|$)"
 _IN_FRONT = rf"(?:\s|\(|{_COMMENT}|{_LINE_COMMENT})*"
 _READING = rf"{_IN_FRONT}(?:SELECT|SHOW|VALUES|TABLE|(WITH|EXPLAIN|DESCRIBE|DESC))\b"
-_QUOTED_OR_COMMENT = rf"('[^']*')|(\"[^\"]*\"|`[^`]*`)|{_COMMENT}|{_LINE_COMMENT}"
+_QUOTED_OR_COMMENT = rf"('[^']*')|(\"(?!NEXTVAL\")[^\"]*\"|`(?!NEXTVAL`)[^`]*`)|{_COMMENT}|{_LINE_COMMENT}"
 # What may do more in a statement that reads, where a 0 stands for a string, a ? for a quoted name, which may be a
 # string too, and a blank for a comment.
 _SUSPECT = r"""(?x)

@@ -254,12 +254,15 @@ def test_a_character_that_python_does_not_know(
     assert pool.get_connection().execute_query("select is_used_lock('x')") == ((None,),)
 
 
-@pytest.mark.parametrize("read", ["select next/**/value for s", "select default(id) from t"])
+@pytest.mark.parametrize(
+    "read",
+    ["select next/**/value for s", "select default(id) from t", "select s.`nextval`", 'select s . "nextval"'],
+)
 def test_a_sequence_behind_a_default_or_a_comment(make_pool: MakePool, on_mariadb: bool, read: str) -> None:
     """What the next borrower asks for as the sequence's last value is not the former's."""
     if not on_mariadb:
         pytest.skip("MariaDB's")
-    pool = make_pool(size=1, autocommit=True)
+    pool = make_pool(size=1, autocommit=True, sql_mode="ORACLE")
     connection = pool.get_connection()
     connection.query("create sequence s")
     connection.query("create table t (id int default (next value for s), n int)")
