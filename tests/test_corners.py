@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pymysql
 import pytest
 from helpers import eventually, is_in, one_thread, session_of, sessions
+from proxy import Proxy
 from pymysql.constants import COMMAND
 from pymysql.cursors import Cursor, SSCursor
 from server import running_server
@@ -360,7 +362,7 @@ def test_an_alarm_while_a_reset_is_pending(make_pool: MakePool, server: Any, pre
         connection.close()
         former = signal.signal(signal.SIGUSR1, strike)
         try:
-            other.submit(strike_when_in, threading.current_thread(), "read_pending", "readinto")
+            other.submit(strike_when_in, threading.current_thread(), "read_pending", "_read")
             with pytest.raises(TimeoutError, match="alarm"):
                 pool.get_connection(pre_ping=pre_ping).execute_query("insert into t values (1)")
         finally:
@@ -414,3 +416,23 @@ def test_a_connection_returned_by_a_signal_handler_that_strikes_its_query() -> N
                     assert borrowed.pop().execute_query("select 1") == ((1,),)
         finally:
             signal.signal(signal.SIGUSR1, former)
+
+
+def test_a_reply_that_comes_in_pieces(make_pool: MakePool, server: Any) -> None:
+    """It is read whole, and the session is kept."""
+
+    class Crumbs(Proxy):
+        async def _pump(self, reader: Any, writer: Any) -> None:
+            with suppress(OSError):  # a reset is an end like any other
+                while data := await reader.read(4096):
+                    for at in range(0, len(data), 5):
+                        writer.write(data[at : at + 5])
+                        await writer.drain()
+                        await asyncio.sleep(0.0005)
+            writer.close()
+
+    with Crumbs(server.host, server.port) as proxy:
+        pool = make_pool(size=1, host=proxy.host, port=proxy.port, ssl_disabled=True, autocommit=True)
+        for _ in range(5):
+            pool.get_connection().execute_query("do 1")
+        assert pool.stats().opened == 1
