@@ -18,6 +18,7 @@ from .errors import PoolError
 from .statements import BROKEN
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType, TracebackType
 
     from .connection import Connection
@@ -35,22 +36,22 @@ class Beginning:
     pool of threads may run the first halves of two generators, which have nothing to do with each other.)
     """
 
-    __slots__ = ("__weakref__", "_frame", "_instruction", "_resumer")
+    __slots__ = ("__weakref__", "_frame", "_instructions")
 
     def __init__(self, frame: FrameType) -> None:
         # Where the block was begun. Where that is a generator, which is suspended inside the block, what has resumed it
         # runs on, from this instruction.
         self._frame = frame
-        self._resumer = _running_frame(frame)
-        self._instruction = self._resumer.f_lasti
+        self._instructions = {resumer: resumer.f_lasti for resumer in _running_frames(frame)}
 
     def is_around(self, frame: FrameType | None) -> bool:
         """Whether `frame` runs inside the block."""
         while frame is not None:
             if frame is self._frame:
                 return True
-            if frame is self._resumer:
-                return frame.f_lasti != self._instruction  # else the same call resumes another generator, as in a loop
+            if frame in self._instructions:
+                # Else the same call resumes another generator, as in a loop.
+                return frame.f_lasti != self._instructions[frame]
             frame = frame.f_back
         return False
 
@@ -258,12 +259,13 @@ def _exit(
         leave(handle, error)
 
 
-def _running_frame(frame: FrameType) -> FrameType:
-    """`frame`, or what runs on inside the block: what has resumed a generator, or has a `with` of its own."""
+def _running_frames(frame: FrameType) -> Iterator[FrameType]:
+    """`frame`, and what may run on inside the block: what has resumed a generator, or has a `with` of its own."""
+    yield frame
     while frame.f_back is not None and (
         frame.f_code.co_flags & _OF_GENERATOR
         or frame.f_code.co_filename == contextlib.__file__
         or frame.f_code.co_name in _PASSED
     ):
         frame = frame.f_back
-    return frame
+        yield frame

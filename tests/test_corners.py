@@ -436,3 +436,18 @@ def test_a_reply_that_comes_in_pieces(make_pool: MakePool, server: Any) -> None:
         for _ in range(5):
             pool.get_connection().execute_query("do 1")
         assert pool.stats().opened == 1
+
+
+def test_a_comprehension_over_a_generator_with_a_block(make_pool: MakePool) -> None:
+    """What it runs for each item is inside the block, as in a loop."""
+    handle = make_pool(size=1).get_connection()
+
+    def rows() -> Iterator[int]:
+        with handle as cursor:
+            cursor.execute("select 1 union select 2")
+            yield from cursor
+
+    one = ((1,),)
+    assert [handle.execute_query("select 1") for _ in rows()] == [one, one]
+    assert {handle.execute_query("select 1") for _ in rows()} == {one}
+    assert list(handle.execute_query("select 1") for _ in rows()) == [one, one]  # noqa: C400  a generator, too
