@@ -1,8 +1,24 @@
-"""A connection pool for PyMySQL: nothing crosses from one borrower to the next.
+"""A thread-safe connection pool for PyMySQL in which every borrower finds a clean session.
 
 pool = pymysqlpool.ConnectionPool(size=2, name="pool1", host=..., user=..., password=..., database=...)
 with pool.get_connection() as cur:
     cur.execute("select 1+1")
+
+The terms used in the code:
+
+==========  ======================================================================================================
+connection  The `Connection` object that a borrower uses, also called a handle. It is valid for one borrow only.
+place       The right to one server connection. A pool has `maxsize` places, and never loses or adds one.
+session     The connection as the server sees it, with its socket. It outlives the handles that use it in turn.
+loan        The record of one borrow: which thread has the place, since when, and from which source line.
+block       A `with` block: a unit of work that commits or rolls back, and then returns its connection.
+reset       The commands that clean a session after a borrow. They are sent on return; the replies are read later.
+==========  ======================================================================================================
+
+Read `connection.py` and `pool.py` first. Next come the places and the queue that holds them: `places.py`, `place.py`
+and `fairqueue.py`; then what a borrower works with: `block.py` and `cursors.py`; then what depends on the server:
+`session.py`, `reset.py`, `opening.py`, `wire.py`, `statements.py` and `driver.py`; and last `errors.py`, `stats.py`,
+`log.py` and `metrics.py`. `__main__.py` is the command-line tool, `django/` the backend for Django.
 """
 
 import logging

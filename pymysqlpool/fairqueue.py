@@ -1,4 +1,4 @@
-"""A queue without a lock: last in, first out for idle items, and first come, first served for waiters."""
+"""A queue without locks: last in, first out for idle items; first come, first served for waiting threads."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: A waiter looks at the queue this often by itself, in seconds: for what nobody wakes it for.
+#: A waiter checks the queue at this interval, in seconds, even if nothing wakes it.
 CHECK_INTERVAL = 0.5
-#: A waiter that has not looked for this long, in seconds, can't take anything and no longer keeps others waiting.
+#: A waiter that has not checked for this many seconds is removed, so that it does not block those behind it.
 ABSENT_AFTER = 4 * CHECK_INTERVAL
 
 
 class LineTooLong(queue.Empty):
-    """Nothing is idle, and as many threads as may wait do so already."""
+    """No item is idle, and `max_waiting` threads are waiting already."""
 
 
 class QueueClosed(Exception):
-    """The queue is closed: nothing goes in or comes out."""
+    """The queue is closed, and can neither take nor hand out items."""
 
 
 class Waiter:
-    """A thread that waits in line. Nobody holds its lock: releasing it wakes the thread, as a semaphore would."""
+    """A waiting thread.
+
+    Its lock serves as a binary semaphore: it is locked from the start, and releasing it wakes the thread.
+    """
 
     __slots__ = ("__weakref__", "_lock", "last_look", "reference", "thread")
 
@@ -41,51 +44,53 @@ class Waiter:
         self._lock.acquire()
 
     def wake(self) -> None:
-        """Let `sleep()` return, now or when it is called next."""
-        with contextlib.suppress(RuntimeError):  # it is awake already
+        """Make the present call of `sleep()` return, or the next one if there is none."""
+        with contextlib.suppress(RuntimeError):  # it has been woken already
             self._lock.release()
 
     def sleep(self, seconds: float) -> bool:
-        """Return True when woken, or False after so many seconds."""
+        """Sleep until woken, for at most `seconds`. Return whether it was woken."""
         return self._lock.acquire(timeout=seconds)
 
 
 class FairQueue(queue.Queue[T], Generic[T]):
-    """`queue.Queue`, in which a returned item is for the thread that has waited longest.
+    """A `queue.Queue` in which a returned item goes to the thread that has waited longest.
 
-    `queue.Queue` wakes a waiter and lets any other thread take the item first; under load most threads get nothing.
-    Items are never None.
+    `queue.Queue` wakes a waiter, but any other thread may take the item before it; under load most threads get nothing.
+    Items must not be None.
 
-    There is no lock, so a signal handler, `__del__` or a weak reference's callback may call any method, also when it
-    interrupts another call of the same thread. Every step is one atomic operation on a deque or a dict:
+    It takes no lock, so a signal handler, `__del__` or a weak reference's callback may call any method, even when it
+    interrupts another call in the same thread. Each step is one atomic operation on a deque or a dict:
 
-    * An item is in the deque, or with the `get()` that popped it; never with a `put()`.
-    * Of n idle items the first n waiters in line may take one each. Others may only while nobody waits.
-    * `put()` adds the item and then looks at the line; `get()` joins the line and then looks at the items; whoever
-      leaves the line looks again. So of two threads that do this at once, one sees the other. Each waiter also looks by
-      itself every `CHECK_INTERVAL`, which repairs what an asynchronous exception has cut short.
+    * An item is in the deque, or with the `get()` that popped it; `put()` adds it before it does anything else.
+    * If n items are idle, the first n waiters may take one each. Other threads may take items only if nobody waits.
+    * `put()` adds the item and then checks for waiters; `get()` joins the waiters and then checks for items; a thread
+      that stops waiting checks for both once more. So if two threads do this at the same time, at least one of them
+      sees the other. Each waiter also checks every `CHECK_INTERVAL` seconds, which repairs the effect of an
+      asynchronous exception between two steps.
     """
 
     queue: deque[T]
 
     def __init__(self, maxsize: int = 0, max_waiting: int | None = None) -> None:
         super().__init__(maxsize)  # its locks are not used
-        self.queue = deque()  # where gevent's Queue takes the standard library's place, it has another
+        self.queue = deque()  # gevent's Queue, if it is patched in as queue.Queue, has another type here
         self._max_waiting = max_waiting
-        # By thread, in the order of arrival. A thread stands in it once: a get() in a signal handler that has
-        # interrupted a waiting get() of the same thread waits at its position, as the other can't go on before it. Only
-        # the waiting get() refers to its waiter: whatever interrupts that, nobody waits behind it for ever.
+        # The waiters by thread id, in the order of arrival. A thread has one entry at most: if a signal handler
+        # interrupts a waiting get() and calls get() itself, it waits at the same position, because the interrupted call
+        # cannot continue before it ends. The references are weak, and only the waiting get() refers to its waiter: if
+        # an exception ends that call at any point, its entry is dead and does not block the waiters behind it.
         self._line: dict[int, weakref.ref[Waiter]] = {}
         self._closed = False
 
     def replace_lost(self) -> None:
-        """Put back items that were lost. Called before a thread waits and whenever it looks at the queue."""
+        """Put back items that were lost, in a subclass. Called before a thread waits and after each sleep."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
-        """Take the item that was added last, or wait for one for `timeout` seconds (None: for ever).
+        """Take the item that was added last, or wait up to `timeout` seconds (None: for ever) for one.
 
-        Raises `queue.Empty` when the time is over, `LineTooLong` at once where `max_waiting` threads wait already, and
-        `QueueClosed`.
+        Raises `queue.Empty` if there is none in time, `LineTooLong` if it would have to wait and `max_waiting` threads
+        are waiting already, and `QueueClosed` if the queue is closed.
         """
         if not self._line:
             try:
@@ -95,17 +100,17 @@ class FairQueue(queue.Queue[T], Generic[T]):
         return self._wait_in_line(timeout if block else 0)
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: ARG002  queue.Queue's
-        """Add an item, for the thread that has waited longest. There is always room for it.
+        """Add an item, for the thread that has waited longest. It never blocks.
 
-        Raises `QueueClosed` when the queue is closed; the item is then still the caller's.
+        Raises `QueueClosed` if the queue is closed; the item then remains the caller's.
         """
         self._put(item)
         if self._line or self._closed:
             self._announce(item)
 
     def close(self) -> list[T]:
-        """Close the queue, wake all waiters, and return the items that were idle. Closing again returns nothing."""
-        self._closed = True  # before the items are taken: who adds one now looks at this after adding it
+        """Close the queue, wake all waiters, and return the items that were idle. A second call returns none."""
+        self._closed = True  # before the items are taken, as put() checks it after it has added an item
         items: list[T] = []
         with contextlib.suppress(IndexError):
             while True:
@@ -116,24 +121,24 @@ class FairQueue(queue.Queue[T], Generic[T]):
 
     @property
     def closed(self) -> bool:
-        """Whether `close()` was called."""
+        """Whether the queue is closed."""
         return self._closed
 
     def idle(self) -> list[T]:
-        """The items in the queue at this moment, the next to be taken last."""
+        """Return a list of the idle items. The one that is taken next comes last."""
         while True:
-            with contextlib.suppress(RuntimeError):  # another thread, or a finalizer, has changed it meanwhile
+            with contextlib.suppress(RuntimeError):  # changed by another thread or a finalizer during the copy
                 return list(self.queue)
 
     def qsize(self) -> int:
-        """How many items are in the queue."""
+        """Return the number of idle items."""
         return len(self.queue)
 
     def waiting(self) -> int:
-        """How many threads wait."""
+        """Return the number of waiting threads."""
         return len(self._first(len(self._line)))
 
-    # What a subclass may order otherwise: `queue.Queue`'s own hooks.
+    # For subclasses to override. The first two are `queue.Queue`'s hooks.
 
     def _get(self) -> T:
         return self.queue.pop()
@@ -142,16 +147,16 @@ class FairQueue(queue.Queue[T], Generic[T]):
         self.queue.append(item)
 
     def _interval(self) -> float:
-        """How many seconds a waiter sleeps before it looks by itself."""
+        """Return how many seconds a waiter sleeps between two checks of the queue."""
         return CHECK_INTERVAL
 
-    # The line
+    # The waiters
 
     def _wait_in_line(self, timeout: float | None) -> T:
         self.replace_lost()
         new = waiter = Waiter()
         started = new.last_look
-        slept = 0.0  # by the lock's own measure, as tests may have stopped the clock
+        slept = 0.0  # the sum of the sleeps that timed out, because tests may have stopped the clock
         try:
             waiter = self._join(new)
             is_new = waiter is new
@@ -177,23 +182,24 @@ class FairQueue(queue.Queue[T], Generic[T]):
                 self._wake_first()
 
     def _join(self, waiter: Waiter) -> Waiter:
-        """Join the line, and return the waiter with which this thread stands in it."""
+        """Add `waiter` to the line, unless its thread has an entry already; return the waiter of that entry."""
         while True:
             found = self._line.setdefault(waiter.thread, waiter.reference)()
             if found is not None:
                 return found
-            self._line.pop(waiter.thread, None)  # it was interrupted while it left the line
+            self._line.pop(waiter.thread, None)  # a dead entry, of a get() that was interrupted before it removed it
 
     def _wait(self, waiter: Waiter, seconds: float) -> bool:
-        """Wait for so many seconds, and return whether the thread was woken before."""
+        """Sleep for at most `seconds`, and return whether the thread was woken."""
         return waiter.sleep(seconds)
 
     def _take(self, waiter: Waiter) -> T | None:
-        """Take an item if `waiter` is among the first n in line, where n items are idle."""
-        self._join(waiter)  # again, where others have passed over it wrongly
+        """Take an item, or return None if `waiter` is not among the first n waiters, with n idle items."""
+        self._join(waiter)  # again, in case another thread has removed it as absent
         waiter.last_look = now = monotonic()
         for first in self._first(1):
-            # Its thread is held up in a signal handler, or it was interrupted, and the exception keeps it alive.
+            # Its thread is busy in a signal handler, or an exception ended its get() and its traceback keeps the waiter
+            # alive.
             if now - first.last_look > ABSENT_AFTER:
                 self._line.pop(first.thread, None)
         try:
@@ -202,9 +208,9 @@ class FairQueue(queue.Queue[T], Generic[T]):
             return None
 
     def _first(self, count: int) -> list[Waiter]:
-        """The first `count` waiters in line."""
+        """Return the first `count` waiters, and remove dead entries."""
         while True:
-            with contextlib.suppress(RuntimeError):  # another thread, or a finalizer, has changed it meanwhile
+            with contextlib.suppress(RuntimeError):  # changed by another thread or a finalizer during the copy
                 first = list(islice(self._line.items(), count))
                 waiters = [waiter for waiter in [reference() for _, reference in first] if waiter is not None]
                 if len(waiters) == len(first):
@@ -214,17 +220,17 @@ class FairQueue(queue.Queue[T], Generic[T]):
                         self._line.pop(thread, None)
 
     def _wake_first(self) -> None:
-        """Wake as many waiters as there are idle items."""
+        """Wake as many of the first waiters as there are idle items."""
         for waiter in self._first(len(self.queue)):
             waiter.wake()
 
     def _announce(self, item: T) -> None:
-        """Tell the waiters about `item`, which is in the queue now, or take it out again if that is closed."""
+        """Wake waiters for `item`, which is in the queue already. If the queue is closed, take the item out again."""
         if not self._closed:
             self._wake_first()
             return
         try:
             self.queue.remove(item)
         except ValueError:
-            return  # close() has found it, or a thread that saw the queue open
+            return  # taken by close(), or by a thread that saw the queue before it was closed
         raise QueueClosed

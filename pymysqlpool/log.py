@@ -1,4 +1,4 @@
-"""The classic log: `logger.setLevel("DEBUG")` alone makes its lines appear."""
+"""The package's logger. `logger.setLevel("DEBUG")` is enough to see its messages on stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ else:
 
 
 class _Fallback(_StreamHandler):
-    """Writes to the stderr of the moment, unless the application has configured a handler that gets the line anyway."""
+    """Writes to stderr, unless a handler that the application has configured receives the message as well.
+
+    `sys.stderr` is looked up for each message, as `logging.lastResort` does, because it may be replaced at run time.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -32,7 +35,7 @@ class _Fallback(_StreamHandler):
         return True
 
 
-#: The package's logger, at WARNING from import on.
+#: The logger "pymysqlpool". Its level is WARNING until the application sets another.
 logger = logging.getLogger("pymysqlpool")
 logger.setLevel(logging.WARNING)
 logger.addHandler(_Fallback())

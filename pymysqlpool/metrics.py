@@ -138,7 +138,7 @@ class _Histograms:
 
     def __call__(self, what: str, seconds: float) -> None:
         """Something took so long."""
-        self._counts[what][bisect_left(BOUNDS, seconds)].up()
+        self._counts[what][bisect_left(BOUNDS, seconds)].increment()
 
     def of(self, what: str) -> tuple[list[int], float]:
         """How many there were in each bucket, and how many seconds in all."""

@@ -1,4 +1,4 @@
-"""A place: the right to one server connection; its session, its loan, and what outlives it."""
+"""A place, which is the right to one server connection, with its session, its loan and its record."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .stats import Totals
 
 
-_HERE = os.path.dirname(__file__)  # noqa: PTH120  pathlib takes longer to import than this package does
-#: The files that borrow by themselves, and the standard library's that runs `pool.connection()`.
+_HERE = os.path.dirname(__file__)  # noqa: PTH120  importing pathlib takes longer than importing this package
+#: Files whose lines are not reported as the line of a borrow; contextlib runs `pool.connection()`.
 _INTERNAL = frozenset(
     [*(os.path.join(_HERE, name) for name in ("pool.py", "connection.py", "block.py")), contextlib.__file__]  # noqa: PTH118
 )
@@ -26,53 +26,59 @@ _INTERNAL = frozenset(
 class Place:
     """The right to one server connection.
 
-    A pool has `maxsize` places from birth to close. Whoever refers to a `Connection` that refers to a place, the queue
-    or a borrower, has the right; a return moves it from the borrower's handle to the handle's successor. When nothing
-    refers to a place any more, because a handle was dropped or an exception struck while a connection went from hand to
-    hand, it is given up, and another takes over its record. So whatever happens between two lines of Python can neither
-    lose a place nor make one more.
+    A pool has `maxsize` places as long as it is open. Each is referred to by one `Connection`, which is in the queue or
+    with a borrower. A return moves the place from the borrower's handle to a new handle in the queue.
+
+    When nothing refers to a place any more, it is lost: the borrower dropped its handle, or an asynchronous exception
+    (KeyboardInterrupt, a signal handler's) came while the connection was being lent or returned. A new place then
+    replaces it. So an exception between any two lines of Python neither removes a place permanently nor adds one.
     """
 
     __slots__ = ("__weakref__", "is_of_parent", "loan", "record", "session", "totals")
 
     def __init__(self, when_dead: Callable[[ref[Place]], object], totals: Totals) -> None:
-        #: None where there is none, and one is to be opened.
+        #: None if no session is open; the next borrower opens one.
         self.session: Session | None = None
         self.totals = totals
         self.loan = Loan(totals)
-        #: Whether this is a forked child, to whom the session does not belong.
+        #: True in a forked child if the session belongs to the parent process.
         self.is_of_parent = False
         self.record = Record(self, when_dead)
 
     def end_session(self, reason: str, end: Callable[[Session], None]) -> None:
-        """Close the session, if there is one, in the way that `end` does it."""
+        """Close the session, if there is one, by calling `end` with it, and count that under `reason`."""
         session, self.session = self.session, None
         if session is not None:
-            self.totals.has_closed(reason)
+            self.totals.count_closed(reason)
             end(session)
 
     def __del__(self) -> None:
-        # Here, as the collector runs the finalizers of what is older first, and the socket's warns where it is open.
+        # The session is closed here and not left to the collector, which runs the finalizers of older objects first:
+        # the socket's would come before the session's, and warn that the socket is still open.
         if self.session is not None:
-            self.totals.has_closed("lost")
+            self.totals.count_closed("lost")
             self.session.close()
 
 
 class Record:
-    """What a pool knows of a place. It outlives the place, and is followed by the record of the place's replacement."""
+    """A pool's record of a place. It outlives the place, and then refers to the record of the replacement."""
 
     def __init__(self, place: Place, when_dead: Callable[[ref[Place]], object]) -> None:
-        #: Cleared by Python in one step, before any finalizer of what refers to the place runs; and for ever.
+        #: Returns None once the place is lost. Python clears it in one atomic step, before it runs the finalizers of
+        #: objects that refer to the place, so a finalizer that returns a lost connection can tell that it is too late.
         self.place = ref(place, when_dead)
         self.loan = place.loan
 
     def replace_with(self, replacement: Record) -> Record:
-        """Let `replacement` take over, and return which one has: of several threads that try, one does."""
+        """Make `replacement` the successor of this record, unless it has one already; return the successor.
+
+        `setdefault` is atomic: if several threads try this at once, one succeeds.
+        """
         taken: Record = vars(self).setdefault("replacement", replacement)
         return taken
 
     def newest(self) -> Record:
-        """The record of the place that is in force."""
+        """Return the last record in the chain of replacements, which is that of the present place."""
         record = self
         while "replacement" in vars(record):
             record = vars(record)["replacement"]
@@ -80,7 +86,7 @@ class Record:
 
 
 class Loan:
-    """Who has a place, since when, and from which line. It outlives the place, to tell who has lost it."""
+    """Which thread holds a place, since when, and from which line. It outlives the place, to report who lost it."""
 
     __slots__ = ("_at", "_totals", "borrower", "is_opening", "lost_writes", "since", "was_warned_of")
 
@@ -88,36 +94,39 @@ class Loan:
         self._totals = totals
         self.borrower: Thread | None = None
         self.since = 0.0
-        #: Whether the borrower does not have its connection yet, but opens it.
+        #: True while the borrower is still opening its connection.
         self.is_opening = False
         self.was_warned_of = False
-        #: Whether the handle was dropped with something written in an open transaction.
+        #: True if the handle was dropped with uncommitted writes.
         self.lost_writes = False
-        #: The instruction that borrows: its code and its number there.
+        #: Where the borrow is: the code object, and the offset of the bytecode instruction in it.
         self._at: tuple[CodeType, int]
 
     def begin(self, frame: FrameType, now: float) -> None:
-        """Note that this thread borrows, at the line that `frame` is at."""
+        """Record a borrow by this thread, at time `now`, from the line that `frame` is executing."""
         self._at = frame.f_code, frame.f_lasti
         self.since = now
         self.borrower = current_thread()
         self._totals.borrows += 1
 
     def is_for(self, frame: FrameType) -> None:
-        """Correct the line where the pool borrows by itself: to the first from `frame` upwards that is the user's."""
+        """Report the nearest caller of `frame` outside this package as the line of the borrow."""
         frame = first_user_frame(frame)
         self._at = frame.f_code, frame.f_lasti
 
     def line(self) -> tuple[str, int]:
-        """File and line of the borrow, worked out when somebody asks: a borrow notes no more than the instruction."""
-        import dis  # noqa: PLC0415  seldom needed, and a tenth of the time to import the package
+        """Return file and line number of the borrow.
+
+        They are computed here, and not by `begin()`, to keep borrowing fast.
+        """
+        import dis  # noqa: PLC0415  rarely needed, and a tenth of the package's import time
 
         code, instruction = self._at
         lines = [line for start, line in dis.findlinestarts(code) if start <= instruction and line]
         return code.co_filename, lines[-1]
 
     def as_data(self) -> dict[str, Any] | None:
-        """What `GetConnectionFromPoolError.holders` has of it; None if it is over."""
+        """Return the loan as an entry of `GetConnectionFromPoolError.holders`; None if it has ended."""
         borrower = self.borrower
         if borrower is None:
             return None
@@ -133,7 +142,7 @@ class Loan:
 
 
 def first_user_frame(frame: FrameType) -> FrameType:
-    """The first frame from `frame` upwards that runs a line of the user's."""
+    """Return the first frame, from `frame` towards its callers, that is not in this package."""
     while frame.f_code.co_filename in _INTERNAL and frame.f_back is not None:
         frame = frame.f_back
     return frame

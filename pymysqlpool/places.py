@@ -95,7 +95,7 @@ class Places(FairQueue["Connection"]):
     def _wait_in_line(self, timeout: float | None) -> Connection:
         began = monotonic()
         connection = super()._wait_in_line(timeout)
-        connection._place.totals.has_waited(monotonic() - began)
+        connection._place.totals.count_wait(monotonic() - began)
         return connection
 
     # A server that is full

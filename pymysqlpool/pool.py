@@ -193,12 +193,12 @@ class ConnectionPool(Generic[Connection_co]):
             try:
                 connection = self._pool.get(True, wait)
             except LineTooLong:
-                self._pool.refused.up()
+                self._pool.refused.increment()
                 raise self._exhausted(
                     f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
                 ) from None
             except queue.Empty:
-                self._pool.timed_out.up()
+                self._pool.timed_out.increment()
                 error = self._exhausted(f"within {timeout}*{retry_num + 1} second(s)")
                 if self._last_failure is not None:
                     raise error from self._last_failure
@@ -326,7 +326,7 @@ class ConnectionPool(Generic[Connection_co]):
                 self._call_on_connect(connection, session)
             self._template.remember(session, connection, before)
             session.check_at = session.idle_since + self._ping_after
-            place.totals.has_opened(seconds := monotonic() - began)
+            place.totals.count_opened(seconds := monotonic() - began)
             place.session = session
         except BaseException as error:
             place.totals.failed_to_open += 1

@@ -1,4 +1,8 @@
-"""What a pool has counted: for each place by whoever has it, so that no lock is needed, and summed when asked for."""
+"""Statistics of a pool.
+
+Each place has counters of its own, which only the thread that holds the place writes, so no lock is needed.
+`Places.stats()` adds them up.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,20 @@ if TYPE_CHECKING:
 
 
 class Closed(NamedTuple):
-    """How many connections were closed, by reason."""
+    """The number of connections that were closed, by reason."""
 
     #: They were older than `con_lifetime`.
     lifetime: int
-    #: They had rested for `idle_timeout`, above `size`.
+    #: They had been idle for `idle_timeout`, and more than `size` connections were open.
     idle: int
-    #: The server or the network had ended them, or they came back in the middle of a reply or reconnected by hand.
+    #: The server or the network had closed them, or they were returned in the middle of a reply, or the borrower had
+    #: reconnected them.
     broken: int
-    #: They could not be reset, or their reset had failed.
+    #: They could not be reset, or their reset failed.
     reset: int
-    #: Their use, or the borrow itself, ended with an error after which a connection is not reused.
+    #: The borrow or the use ended with an error after which a connection is not reused.
     exception: int
-    #: Their handles were dropped and not returned.
+    #: They were never returned: the handle was garbage collected.
     lost: int
     #: They were open when `drain()` was called.
     drained: int
@@ -32,37 +37,37 @@ class Closed(NamedTuple):
 
 
 class PoolStats(NamedTuple):
-    """A pool at one moment, and what it has counted since it was made or, in a forked child, since the fork.
+    """A snapshot of a pool: its present state, and counters since it was made or, in a forked child, since the fork.
 
-    Other threads go on while it is put together: at rest `opened` is the number of connections that are open and of
-    those that are `closed`. Seconds are floats.
+    Seconds are floats. The snapshot is taken without a lock, so it can be inconsistent while other threads use the
+    pool. In a pool at rest, `opened` is the number of open connections plus the sum of `closed`.
     """
 
-    #: Connections that are open and idle.
+    #: Connections that are open and not borrowed.
     idle: int
-    #: Places that are borrowed, those in which a connection is being opened included.
+    #: Places that are borrowed, including those whose connection is still being opened.
     borrowed: int
-    #: Of these, those in which the borrower opens its connection.
+    #: Of `borrowed`, the places whose connection is still being opened.
     opening: int
-    #: Threads that wait for a connection.
+    #: Threads that are waiting for a connection.
     waiting: int
-    #: How many can be borrowed at the same time.
+    #: The most connections that can be open at once.
     maxsize: int
 
-    #: Borrows that got a place, also those that could open no connection there.
+    #: Borrows that got a place, including those whose connection then could not be opened.
     borrows: int
-    #: Of these, those that found none free at first; how long they waited, in all and at most.
+    #: Of `borrows`, those that had to wait; the seconds that they waited, in total and at most.
     waited: int
     seconds_waited: float
     longest_wait: float
-    #: Borrows that got none in time.
+    #: Borrows that got no place within their timeout.
     timed_out: int
-    #: Borrows that were refused at once, because of `max_waiting`.
+    #: Borrows that were refused because `max_waiting` threads were waiting already.
     refused: int
-    #: How long what has been returned was borrowed, in all and at most.
+    #: The seconds between borrow and return, in total and at most. Present borrows are not included.
     seconds_used: float
     longest_use: float
-    #: Connections that were opened; how long that took, in all and at most; and attempts that failed.
+    #: Connections that were opened; the seconds that this took, in total and at most; attempts that failed.
     opened: int
     seconds_opening: float
     longest_opening: float
@@ -72,7 +77,10 @@ class PoolStats(NamedTuple):
 
 
 class Totals:
-    """What was counted for a place and those it has followed. Whoever has the place writes it, and so one at a time."""
+    """The counters of a place. Only the thread that holds the place writes them, so there is one writer at a time.
+
+    When a place is lost, its replacement continues with the same counters.
+    """
 
     __slots__ = (
         "_last_wait",
@@ -94,49 +102,52 @@ class Totals:
         self.seconds_waited = self.seconds_used = self.seconds_opening = 0.0
         self.longest_wait = self.longest_use = self.longest_opening = 0.0
         self._last_wait = 0.0
-        #: By reason. A place that is lost is counted when it dies, while another may have followed it.
+        #: The number by reason. A lost place is counted by its finalizer, when its replacement may already be in use.
         self.closed: dict[str, int] = {}
 
-    def has_waited(self, seconds: float) -> None:
-        """A borrower has waited for the place."""
+    def count_wait(self, seconds: float) -> None:
+        """Count a borrower that waited `seconds` for the place."""
         self.waited += 1
         self.seconds_waited += seconds
         self.longest_wait = max(self.longest_wait, seconds)
         self._last_wait = seconds
 
     def last_wait(self) -> float:
-        """How long the borrower who has just got the place has waited for it; 0.0 when asked again."""
+        """Return how many seconds the present borrower waited for the place, and set that to 0.0."""
         seconds, self._last_wait = self._last_wait, 0.0
         return seconds
 
-    def has_opened(self, seconds: float) -> None:
-        """A connection was opened."""
+    def count_opened(self, seconds: float) -> None:
+        """Count a connection that took `seconds` to open."""
         self.opened += 1
         self.seconds_opening += seconds
         self.longest_opening = max(self.longest_opening, seconds)
 
-    def has_closed(self, reason: str) -> None:
-        """A connection was closed."""
+    def count_closed(self, reason: str) -> None:
+        """Count a closed connection. `reason` is a field of `Closed`."""
         self.closed[reason] = self.closed.get(reason, 0) + 1
 
 
 class Count:
-    """A number that any thread, signal handler or finalizer raises by one in one step of C."""
+    """A counter that threads, signal handlers and finalizers may increment at the same time, without a lock.
+
+    Advancing a C iterator is atomic; `number += 1` is not.
+    """
 
     def __init__(self) -> None:
         self._left = iter(range(sys.maxsize))
 
-    def up(self) -> None:
-        """Raise it."""
+    def increment(self) -> None:
+        """Add one."""
         next(self._left)
 
     def value(self) -> int:
-        """The number."""
+        """Return the count."""
         return sys.maxsize - length_hint(self._left)
 
 
 def sum_up(totals: Iterable[Totals]) -> dict[str, int | float | Closed]:
-    """The fields of `PoolStats` that places count, by name."""
+    """Add up the counters of all places, and return them as fields of `PoolStats`."""
     each = list(totals)
     return {
         "closed": Closed(*(sum(one.closed.get(reason, 0) for one in each) for reason in Closed._fields)),
