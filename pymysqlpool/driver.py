@@ -1,4 +1,4 @@
-"""What of PyMySQL's inner parts this package stands on: the same in all its releases from 1.0.2 to 1.2.4."""
+"""The private parts of PyMySQL that this package uses: the same in all of its releases from 1.0.2 to 1.2.4."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         server_thread_id: tuple[int]
         server_status: int
         collation: str | None
-        _is_tracked: bool  # ours
+        _is_tracked: bool  # of Wire
         db: bytes | None
 
         def _create_ssl_ctx(self, sslp: Any) -> Any: ...
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         def get_server_info(self) -> str: ...  # noqa: D102  PyMySQL's
 
     class PyMySQLResult(pymysql.connections.MySQLResult):
-        """The same of its results."""
+        """PyMySQL's result, with the types of its private parts."""
 
         connection: Any
         has_next: Any
@@ -53,12 +53,14 @@ else:
     PyMySQLConnection = pymysql.connections.Connection
     PyMySQLResult = pymysql.connections.MySQLResult
 
-#: COM_RESET_CONNECTION, for which PyMySQL has no name: MySQL from 5.7.3 and MariaDB from 10.2.4 on. It undoes
-#: transaction, locks, variables, temporary tables and prepared statements, sets character set, autocommit, sql_mode and
-#: tracking to the server's defaults, and keeps the database and the role.
+#: COM_RESET_CONNECTION, which PyMySQL does not define. MySQL has it from 5.7.3 on, MariaDB from 10.2.4 on. It rolls
+#: back the transaction, releases locks, and removes variables, temporary tables and prepared statements. It sets the
+#: character set, autocommit, sql_mode and session tracking to the server's defaults, and keeps the database and role.
 #: https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_reset_connection.html
 COM_RESET_CONNECTION = 0x1F
 
-#: The bit of the server status with which the session tracker says that a statement has changed the session.
-#: https://dev.mysql.com/doc/dev/mysql-server/latest/mysql__com_8h.html SERVER_SESSION_STATE_CHANGED
+#: SERVER_SESSION_STATE_CHANGED, a status flag that PyMySQL does not define. The server sets it in the OK packet of a
+#: statement that has changed the session, if session tracking is on.
+#: https://dev.mysql.com/doc/dev/mysql-server/latest/mysql__com_8h.html
+#: https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_ok_packet.html
 SERVER_SESSION_STATE_CHANGED = 0x4000

@@ -1,4 +1,4 @@
-"""Opening a session, and asking what of it a reset has to restore."""
+"""Open a session, and find out what a reset of it has to restore."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pymysql.constants import CLIENT, ER
 from pymysql.err import DatabaseError
 
 from .driver import SERVER_SESSION_STATE_CHANGED
-from .reset import TRACKING, Reset, Server, rows, session_variables
+from .reset import TRACKING, Reset, Server, fetch_rows, session_variables
 from .session import Session
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from .driver import PyMySQLConnection
 
 
-# MySQL 5.7, and what only speaks its protocol, have no roles, and say so in one of these ways.
-_NO_ROLES_THERE = frozenset(
+# MySQL 5.7, and other servers that speak its protocol, have no roles. They answer a query for the role with one of
+# these errors.
+_NO_ROLES_ERRORS = frozenset(
     [
         ER.NO_DB_ERROR,
         ER.PARSE_ERROR,
@@ -34,7 +35,10 @@ _NO_ROLES_THERE = frozenset(
 
 
 class Opener:
-    """Opens a pool's sessions, and keeps what one of them tells about its server for the next one on that server."""
+    """Opens a pool's sessions. What it learns about a server is kept for all sessions on that server.
+
+    `lifetime` is the lifetime of a session in seconds; `reset` is the pool's option of that name.
+    """
 
     def __init__(self, pool_name: str, lifetime: float, reset: str | None) -> None:
         self._pool_name = pool_name
@@ -45,13 +49,13 @@ class Opener:
         self._tls_session: ssl.SSLSession | None = None
 
     def open(self, connection: PyMySQLConnection) -> Session:
-        """Connect, with the tracker on, and return the session.
+        """Connect `connection`, turn session tracking on, and return the new session.
 
-        Raises what `connect()` raises.
+        Raises the errors of `connect()`.
         """
         context = connection.ctx if connection.ssl else None
         if context is not None and self._tls_session is not None:
-            # To resume what another connection has agreed on saves the server its signature, half of the time.
+            # Resuming the TLS session of an earlier connection spares the server a signature, and half of the time.
             resume = functools.partial(context.wrap_socket, session=self._tls_session)
             connection.ctx = SimpleNamespace(wrap_socket=resume)
         try:
@@ -60,7 +64,7 @@ class Opener:
             if context is not None:
                 connection.ctx = context
         session = Session(connection, self._lifetime)
-        if session.sock is None:  # where `connect` has been patched away
+        if session.sock is None:  # a user's unit test has patched `connect` away
             return session
         self._tls_session = getattr(session.sock, "session", None)
         if can_track(connection) and not hasattr(connection, "set_character_set"):  # pragma: no cover  before 1.1
@@ -71,45 +75,47 @@ class Opener:
         return session
 
     def _make_reset(self, connection: PyMySQLConnection) -> Reset:
-        identity, database, role = _ask(connection)
+        identity, database, role = _query_identity(connection)
         server = self._servers.get(identity)
         if server is None:
             server = self._servers.setdefault(identity, Server(self._pool_name, session_variables(connection)))
         if not connection.get_autocommit():
-            connection.commit()  # `init_command`, or a question here, may have begun a transaction with its snapshot
+            connection.commit()  # `init_command`, or a query above, may have begun a transaction, with its snapshot
         return Reset(server, connection, database=database, role=role)
 
 
 def can_track(connection: PyMySQLConnection) -> bool:
-    """Whether the server, and a proxy in front of it, report changes in the session."""
+    """Whether the server, or the proxy in front of it, announces that it can report changes of the session."""
     return bool(connection.server_capabilities & CLIENT.SESSION_TRACK)
 
 
 def track(connection: PyMySQLConnection, settings: str) -> None:
-    """Turn the tracker on, together with other `settings`, and see whether it works.
+    """Turn session tracking on, in one SET with `settings`, and check that it works.
 
-    A proxy may announce what it does not pass on. To turn it on is a change itself, and the first that is reported.
+    A proxy may announce session tracking and not pass the reports on. Turning it on is itself a change of the session,
+    so the reply to this statement has to report one.
     """
     connection.query(f"SET {settings}{TRACKING}")
     connection._is_tracked = bool(connection.server_status & SERVER_SESSION_STATE_CHANGED)
 
 
-def _ask(connection: PyMySQLConnection) -> tuple[object, str | None, str | None]:
-    """Which server this is, the session's database, and what leads back to its role; None where it can have none.
+def _query_identity(connection: PyMySQLConnection) -> tuple[object, str | None, str | None]:
+    """Return the server's identity, the session's database, and what restores its role (None if it has no role).
 
-    MariaDB has `ROLE x` within a SET, MySQL `SET ROLE x`. Their answers tell which it is: the greeting is a proxy's.
+    On MariaDB that is `ROLE x`, a part of a SET; on MySQL it is the statement `SET ROLE x`. The format of the role's
+    name tells the two apart. The version in the handshake cannot, as it may be that of a proxy.
     """
-    ask = "SELECT @@hostname, @@port, DATABASE(), {}"
+    query = "SELECT @@hostname, @@port, DATABASE(), {}"
     try:
-        [row] = rows(
-            connection, ask.format("CURRENT_ROLE(), (SELECT COUNT(*) > 0 FROM information_schema.applicable_roles)")
+        [row] = fetch_rows(
+            connection, query.format("CURRENT_ROLE(), (SELECT COUNT(*) > 0 FROM information_schema.applicable_roles)")
         )
     except DatabaseError as error:
-        if error.args[0] not in _NO_ROLES_THERE:
+        if error.args[0] not in _NO_ROLES_ERRORS:
             raise
-        [row] = rows(connection, ask.format("'NONE', 0"))
+        [row] = fetch_rows(connection, query.format("'NONE', 0"))
     hostname, port, database, role, may_have_role = row
     identity = (hostname, port, connection.get_server_info(), connection.server_capabilities)
-    if role is None or (role != "NONE" and role[0] not in '`"'):  # MariaDB's, which quotes no name
+    if role is None or (role != "NONE" and role[0] not in '`"'):  # MariaDB, which does not quote the name
         return identity, database, f"ROLE {'NONE' if role is None else connection.escape(role)}"
     return identity, database, f"SET ROLE {role}" if may_have_role == "1" else None

@@ -1,4 +1,4 @@
-"""How a session is reset: back to what `connect()` made of it."""
+"""Reset a session: restore the state in which `connect()` left it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
     from .driver import PyMySQLConnection
 
-#: What stands behind SET to let the tracker also report what has no tracker of its own.
+#: A setting for SET. With it the server reports every change of the session, and not only of what has a tracker of its
+#: own: https://dev.mysql.com/doc/refman/8.4/en/session-state-tracking.html
 TRACKING = "SESSION session_track_state_change = 1"
 
-# These session variables change by themselves, or tell of the last statement or transaction.
+# Session variables that change by themselves, or that describe the last statement or transaction.
 _VOLATILE = frozenset(
     """
     error_count gtid_next identity in_transaction insert_id last_gtid last_insert_id pseudo_thread_id rand_seed1
@@ -32,7 +33,7 @@ _VOLATILE = frozenset(
 
 
 class Commands(NamedTuple):
-    """Commands to be written in one go, and how many replies they get."""
+    """Packets with commands, which are sent in one write, and the number of replies to them."""
 
     packets: bytes
     replies: int
@@ -42,40 +43,44 @@ class Commands(NamedTuple):
 
 
 def pack_commands(*commands: tuple[int, bytes]) -> Commands:
-    """Put commands, each with its text, into packets."""
+    """Build the packets of commands, each given by its code and its text.
+
+    https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_packets.html: three bytes for the length, one
+    for the sequence number, which is 0, and one for the command.
+    """
     return Commands(
         b"".join(struct.pack("<IB", len(sql) + 1, command) + sql for command, sql in commands), len(commands)
     )
 
 
-#: The command that ends a transaction, where nothing else is to be undone.
+#: Ends a transaction. Sent alone if a borrower has left nothing else.
 ROLLBACK = pack_commands((COMMAND.COM_QUERY, b"ROLLBACK"))
 
-# In front of the first reset on a server: to see that it has an effect.
+# Sent before the first reset on a server. If the variable is still set after it, the reset had no effect.
 _PROBE = pack_commands((COMMAND.COM_QUERY, b"SET @pymysqlpool = 1"))
 
 
 class Server:
-    """What a server does not restore when it resets a session.
+    """What a reset does not restore on one server.
 
-    The server's `init_connect`, the client's flags and the user's limits are not applied again. What came of them is
-    not listed here but looked at: by comparing the variables of a session that was reset with those of a new one.
+    A reset does not apply the server's `init_connect`, the client's flags and the user's limits again. The variables
+    that they have set are not listed here but found: a session that was reset is compared with a new one.
     """
 
     def __init__(self, pool_name: str, variables: dict[str, str]) -> None:
         self._pool_name = pool_name
-        #: A new session's variables.
+        #: The variables of a new session.
         self._variables = variables
-        #: What stands behind SET to restore them; None: no session was reset and looked at yet.
+        #: The settings for SET that restore them; None until the first reset has been checked.
         self.settings: tuple[str, ...] | None = None
-        #: What can't be restored, so that sessions are replaced.
+        #: What cannot be restored. If there is anything, sessions are replaced instead of reset.
         self.kept: tuple[str, ...] = ()
-        self._half_answered = 0
+        self._partial_replies = 0
 
-    def look(self, connection: PyMySQLConnection) -> None:
-        """Look at the first session that was reset, and restore what the reset has not.
+    def check_first_reset(self, connection: PyMySQLConnection) -> None:
+        """Compare the first session that was reset with a new one, and restore what the reset did not.
 
-        Raises PyMySQL's error where the session is lost.
+        Raises PyMySQL's error if the session is lost.
         """
         settings = []
         changed = self._changed_in(connection)
@@ -85,21 +90,22 @@ class Server:
                 connection.query(f"SET {setting}")
                 settings.append(setting)
         kept = tuple(self._changed_in(connection)) if changed else ()
-        if rows(connection, "SELECT @pymysqlpool") != ((None,),):
-            kept = ("user variables", *kept)  # a proxy has answered the reset by itself
-        self._set(settings, kept)
+        if fetch_rows(connection, "SELECT @pymysqlpool") != ((None,),):
+            kept = ("user variables", *kept)  # a proxy has answered the reset and not passed it on
+        self._store(settings, kept)
 
-    def count_half_answered(self) -> None:
-        """Of the commands of a first reset only some were answered: a proxy drops those behind, or it was an accident.
+    def count_partial_reply(self) -> None:
+        """Count a first reset of which not all commands were answered.
 
-        The third time it is no accident.
+        The connection may have been lost by accident, or a proxy drops all commands but the first of one write. The
+        latter is assumed the third time.
         """
-        self._half_answered += 1
-        if self._half_answered == 3:
-            self._set((), ("anything, as commands behind the first in one packet are not answered,",))
+        self._partial_replies += 1
+        if self._partial_replies == 3:
+            self._store((), ("anything (of several commands sent at once only the first is answered)",))
 
-    def _set(self, settings: Iterable[str], kept: tuple[str, ...]) -> None:
-        """Keep what was found out, the warning included."""
+    def _store(self, settings: Iterable[str], kept: tuple[str, ...]) -> None:
+        """Store what was found for later sessions, and warn if they will be replaced."""
         self.kept = kept
         self.settings = tuple(settings)
         if kept:
@@ -119,11 +125,11 @@ class Server:
 
 
 class Reset:
-    """How one session is made again what `connect()` has made it.
+    """The commands that restore one session to the state in which `connect()` left it.
 
-    Two things are kept by COM_RESET_CONNECTION. The role is set again, by `role`: part of a SET, or a statement of its
-    own. The database is chosen again only where a statement may have changed it; the SET fails where it is another one
-    all the same, and then the session is replaced.
+    COM_RESET_CONNECTION keeps the role and the database. The role is set again by `role`, which is part of a SET or a
+    statement of its own. The database is selected again only if a statement may have changed it. In any case the SET
+    fails in another database than `database`, and then the session is replaced.
     """
 
     def __init__(
@@ -138,12 +144,12 @@ class Reset:
         encode = functools.partial(str.encode, encoding=connection.encoding)
         autocommit = connection.autocommit_mode
         final_autocommit = "@@autocommit" if autocommit is None else str(int(autocommit))
-        # connect() leaves the server's own in force until `init_command` has run, so that no transaction begins.
+        # As in connect(), the server's autocommit is in force until `init_command` has run: it begins no transaction.
         first_autocommit = final_autocommit if connection.init_command is None else "@@autocommit"
         wanted = "NULL" if database is None else connection.escape(database)
         settings = [
-            names(connection.charset, _collation(connection)),
-            # There is no autocommit 2: the statement fails.
+            names_setting(connection.charset, _collation(connection)),
+            # autocommit cannot be 2: in another database the statement fails.
             f"autocommit = IF(DATABASE() <=> {wanted}, {first_autocommit}, 2)",
         ]
         if connection.sql_mode is not None:
@@ -165,7 +171,7 @@ class Reset:
         self._plain, self._with_database = self._build(b"")
 
     def commands(self, *, with_database: bool) -> Commands:
-        """The commands for it, to be written in one go."""
+        """Return the commands of a reset; `with_database` selects the database again."""
         server = self.server
         if server.settings is None:
             return _PROBE + (self._with_database if with_database else self._plain)
@@ -181,25 +187,28 @@ class Reset:
         return pack_commands(*first, *rest), pack_commands(*first, *database, *rest)
 
 
-def names(charset: str, collation: str | None) -> str:
-    """What stands behind SET for a character set."""
+def names_setting(charset: str, collation: str | None) -> str:
+    """Return the setting for SET that chooses a character set."""
     return f"NAMES {charset}" + (f" COLLATE {collation}" if collation else "")
 
 
 def _collation(connection: PyMySQLConnection) -> str | None:
-    # Before 1.1 PyMySQL did not say SET NAMES in connect(), and the collation was that of the handshake.
+    # Before 1.1 PyMySQL did not send SET NAMES in connect(), and the collation was that of the handshake.
     handshake: Any = charset_by_name(connection.charset)
     collation: str | None = getattr(connection, "collation", handshake.collation)
     return collation
 
 
 def session_variables(connection: PyMySQLConnection) -> dict[str, str]:
-    """The session's variables, and the server's, but for those that change by themselves."""
-    return {name: value for name, value in rows(connection, "SHOW SESSION VARIABLES") if name not in _VOLATILE}
+    """Return the variables of the session and the server, except those that change by themselves."""
+    return {name: value for name, value in fetch_rows(connection, "SHOW SESSION VARIABLES") if name not in _VOLATILE}
 
 
 def _is_of_session(connection: PyMySQLConnection, variable: str) -> bool:
-    """Whether it is a session's, and not one of the server, which SHOW shows too and others may change meanwhile."""
+    """Whether `variable` belongs to the session.
+
+    SHOW SESSION VARIABLES also lists the server's own, which others may change at any time.
+    """
     try:
         connection.query(f"SELECT @@SESSION.{variable}")
     except DatabaseError as error:
@@ -207,8 +216,8 @@ def _is_of_session(connection: PyMySQLConnection, variable: str) -> bool:
     return True
 
 
-def rows(connection: PyMySQLConnection, sql: str) -> Any:
-    """The rows of a query as strings, whatever the user's converters make of them."""
+def fetch_rows(connection: PyMySQLConnection, sql: str) -> Any:
+    """Return the rows of a query as strings, without the user's converters."""
     converters = connection.decoders, connection.use_unicode
     connection.decoders, connection.use_unicode = {}, True
     try:
@@ -219,7 +228,7 @@ def rows(connection: PyMySQLConnection, sql: str) -> Any:
 
 
 def _literal(connection: PyMySQLConnection, value: str) -> str:
-    """How `value`, as SHOW VARIABLES has it, is written in a SET."""
+    """Return `value`, as SHOW VARIABLES displays it, as a literal for SET."""
     try:
         float(value)
     except ValueError:

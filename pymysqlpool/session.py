@@ -1,4 +1,4 @@
-"""A session on a server: its socket, its age, how it is reset, and the replies that are pending from that."""
+"""A session on a server: its socket, its age, its reset, and the replies that are pending."""
 
 from __future__ import annotations
 
@@ -22,25 +22,29 @@ if TYPE_CHECKING:
     from .driver import PyMySQLConnection
     from .reset import Commands, Reset
 
-#: How long the pool's own commands may take on an idle session, in seconds: taking longer costs a new one, no more.
+#: How long a reply to the pool's own command on an idle session may take, in seconds. After that the session is
+#: replaced, which costs a new connection and no more.
 PING_TIMEOUT = 1.0
 
-# Lifetimes are shortened by up to this part, never lengthened, so that sessions opened together do not all expire
-# together.
+# The lifetime of each session is shortened by up to this fraction, and never lengthened, so that sessions that were
+# opened together do not expire together.
 _JITTER = 0.1
 
 _QUIT = struct.pack("<IB", 1, COMMAND.COM_QUIT)
 
 
 class Session:
-    """One session on a server. What is known of it is never believed of another, which may be on another server."""
+    """One session on a server. What is known about it is not assumed of another, which may be on another server.
+
+    `connection` has been opened; `lifetime` is in seconds, and may be infinite.
+    """
 
     __slots__ = (
         "_ahead",
         "_close_socket",
         "_has_set_timeout",
         "_is_plain",
-        "_look",
+        "_poll_by_others",
         "_rfile",
         "_timeout",
         "check_at",
@@ -59,58 +63,61 @@ class Session:
 
     def __init__(self, connection: PyMySQLConnection, lifetime: float) -> None:
         now = monotonic()
-        #: Its socket; None where users patch `connect` away in tests of their own.
+        #: Its socket; None if a user's unit test has patched `connect` away.
         self.sock: Any = connection._sock
         self._rfile: Any = connection._rfile
-        #: Waits so many milliseconds for the server to say something, or to close: an idle session hears nothing.
+        #: Waits up to the given number of milliseconds until there is something to read, or the server has closed the
+        #: session. On an idle session nothing is expected except pending replies.
         self.poll: Callable[[int], object] = bool if self.sock is None else _poll(self.sock)
-        # The same for any thread, while another may be at the one above: a poll is for one thread at a time.
-        self._look: Callable[[int], object] = bool if self.sock is None else _poll(self.sock)
+        # The same for threads that have not borrowed the session: only one thread at a time can use a poll object.
+        self._poll_by_others: Callable[[int], object] = bool if self.sock is None else _poll(self.sock)
         self._close_socket: Callable[[], object] = bool if self.sock is None else _closer(self.sock)
-        #: When it is so old that it is replaced, since when it is idle, and when it is looked at before it is lent.
+        #: Times by the monotonic clock: when the session expires, since when it is idle, and from when on it is checked
+        #: before it is lent.
         self.expires_at = now + lifetime * (1 - _JITTER * os.urandom(1)[0] / 256)
         self.idle_since = now
         self.check_at = math.inf
-        # Whether what the server says is there when a poll sees it; with TLS it may be only the beginning of it.
+        # Whether data can be read as soon as the poll reports it. With TLS, a part of the record may still be missing.
         self._is_plain = type(self.sock) is socket.socket
-        # While pending replies are read: how long each may take, whether that was set on the socket, and how many bytes
-        # of them are in the file's buffer at least.
+        # For reading pending replies: the timeout for each of them in seconds, whether it was set on the socket, and
+        # how many bytes at least are in the buffer of `_rfile`.
         self._timeout = PING_TIMEOUT
         self._has_set_timeout = False
         self._ahead = 0
-        #: Whether a command may still read or write here whose connection was returned, by another thread or a signal
-        #: handler.
+        #: Whether a borrower's command may still read or write on the socket: its connection was returned meanwhile, by
+        #: another thread or a signal handler.
         self.is_in_use = False
-        #: The commands whose replies are still to be read, before any reply to a borrower's.
+        #: The pool's commands whose replies have not been read. They come before the replies to a borrower's commands.
         self.pending: Commands | None = None
-        #: Whether a statement that reads is believed to leave nothing: the server, and a proxy in front of it, report
-        #: what it changes all the same.
+        #: Whether a statement that by its text only reads is taken to leave nothing. That requires that the server, and
+        #: the proxy in front of it, report what the statement has changed nevertheless.
         self.is_trusted = False
-        #: The attributes of a connection right after `connect()`, from which each of its handles starts; those of them
-        #: that `connect()` has set; and those of these that are copied for each handle.
+        #: The attributes of a connection right after `connect()`, with which each handle starts; those of them that
+        #: `connect()` has set; and those of the latter that are mutable, and copied for each handle.
         self.state: dict[str, Any] = {}
         self.connected: dict[str, Any] = {}
         self.mutable: dict[str, Any] = {}
-        #: How it is reset; None where the pool does not reset.
+        #: Its reset; None if the pool does not reset sessions.
         self.reset: Reset | None = None
 
     # Reset
 
     def awaits_replies(self) -> bool:
-        """Whether replies are pending that have yet to come. Any thread may ask."""
+        """Whether replies are pending that have not arrived yet. Any thread may call this."""
         if self.pending is None:
             return False
         try:
-            return not self._look(0)
+            return not self._poll_by_others(0)
         except (RuntimeError, ValueError):
-            return False  # another thread looks at the same time, or has closed it meanwhile
+            return False  # another thread polls at the same time, or has closed the session
 
     def read_pending(self, timeout: float) -> int:
-        """Read the replies to the pool's own commands, waiting for each at most `timeout` seconds.
+        """Read the pending replies to the pool's own commands, and return the status flags in the last one.
 
-        Returns the status in the last one.
+        `timeout` is how long to wait for each reply, in seconds.
 
-        Raises OSError, or PyMySQL's error where one is an error: the session is not clean then, and is to be closed.
+        Raises OSError if a reply cannot be read, and PyMySQL's error if one is an error. Then the session is not clean,
+        and has to be closed.
         """
         assert self.pending is not None
         self._timeout = timeout
@@ -122,7 +129,7 @@ class Session:
                 status = self._read_reply()
             except OSError:
                 if number > 0 and self.is_first_reset():
-                    self.reset.server.count_half_answered()  # type: ignore[union-attr]
+                    self.reset.server.count_partial_reply()  # type: ignore[union-attr]
                 raise
         if self._has_set_timeout:
             self.sock.settimeout(before)
@@ -130,33 +137,45 @@ class Session:
         return status
 
     def is_first_reset(self) -> bool:
-        """Whether its reset is the first one on its server, after which one has to look what that has not restored."""
+        """Whether the pending commands are the first reset on the server, after which its effect has to be checked."""
         reset = self.reset
         return reset is not None and reset.server.settings is None and self.pending not in (None, ROLLBACK)
 
     def _read_reply(self) -> int:
-        """Read one reply, with all its results, and return its status. PyMySQL's own way takes nearly twice as long."""
+        """Read one reply, with all of its results, and return the status flags in it.
+
+        PyMySQL's own functions take nearly twice as long.
+        https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_query_response.html
+        """
         status = SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
         while status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS:
             packet = self._read_packet()
-            if packet[0] == 0:
+            if packet[0] == 0:  # an OK packet: affected rows, last insert id, status flags
                 at = 1 + _length(packet, 1)
                 at += _length(packet, at)
                 status = packet[at] | packet[at + 1] << 8
-            else:  # columns, rows, and an EOF packet behind each
+            else:  # the number of columns; then the columns and the rows, each followed by an EOF packet
                 self._read_to_eof()
                 status = self._read_to_eof()
         return status
 
     def _read_to_eof(self) -> int:
-        """Read up to an EOF packet, and return the status in it."""
+        """Read up to an EOF packet, and return the status flags in it.
+
+        It begins with 0xFE, as does a row with a value of 16 MB or more, and is shorter than 9 bytes.
+        https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_eof_packet.html
+        """
         packet = self._read_packet()
         while packet[0] != 0xFE or len(packet) >= 9:
             packet = self._read_packet()
         return packet[3] | packet[4] << 8
 
     def _read_packet(self) -> bytes:
-        """Read a packet that is no error."""
+        """Read one packet; raise PyMySQL's error if it is an error packet, which begins with 0xFF.
+
+        The header has three bytes for the length and one for the sequence number.
+        https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_packets.html
+        """
         header = self._read(4)
         packet = self._read(int.from_bytes(header[:3], "little"))
         if not packet:
@@ -166,10 +185,10 @@ class Session:
         return packet
 
     def _read(self, size: int) -> bytes:
-        """Read so many bytes.
+        """Read exactly `size` bytes.
 
-        Replies mostly come whole. To wait for them by a poll, and not by the socket's timeout, saves two system calls
-        in which that is set and set back: 72 us of the processor for an INSERT with its reset, or 63.
+        Replies mostly arrive complete. Waiting for them by a poll saves the two system calls that set the socket's
+        timeout and restore it: an INSERT with its reset takes 63 us of processor time instead of 72.
         """
         if self._is_plain and not self._has_set_timeout:
             if self._ahead == 0:
@@ -178,8 +197,8 @@ class Session:
                 self._ahead = len(self._rfile.peek(1))
             if self._ahead >= size:
                 self._ahead -= size
-                whole: bytes = self._rfile.read(size)
-                return whole
+                buffered: bytes = self._rfile.read(size)
+                return buffered
         if not self._has_set_timeout:
             self.sock.settimeout(self._timeout)
             self._has_set_timeout = True
@@ -190,7 +209,7 @@ class Session:
         return data
 
     def has_unread(self) -> bool:
-        """Whether the server has said more than was read: a poll does not see what is in the file's buffer."""
+        """Whether there is more to read. The poll does not see what is in the buffer of `_rfile`."""
         if self.poll(0) or self._ahead:
             return True
         if not self._has_set_timeout:
@@ -199,7 +218,7 @@ class Session:
         self.sock.settimeout(0)
         try:
             return bool(self._rfile.peek(1))
-        except OSError:  # of TLS, where nothing is there
+        except OSError:  # TLS raises it if there is nothing
             return False
         finally:
             self.sock.settimeout(before)
@@ -207,61 +226,71 @@ class Session:
     # End
 
     def quit(self) -> None:
-        """Close it, and tell the server."""
+        """Send COM_QUIT and close the socket."""
         if self.sock is not None:
             with contextlib.suppress(OSError):
                 self.sock.sendall(_QUIT)
         self.close()
 
     def abandon(self) -> None:
-        """Close it without a word: it is lost, or in the middle of a reply that nobody is to read."""
+        """Close the socket without COM_QUIT: the session is lost, or in the middle of a reply."""
         if self.sock is not None:
-            # A thread that reads here now, contrary to all advice, holds a lock in the file that is closed next.
+            # Ends the read of another thread that still uses the connection, which it should not: such a read holds a
+            # lock of the file that is closed next.
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
-        # OpenSSL goes on with the number of a closed socket, which the next one may have got by then.
+        # OpenSSL keeps using the file descriptor of a socket that is closed, which a new socket may have got by then.
         if not self.is_in_use:
             self.close()
 
     def close(self) -> None:
-        """Close the socket. In a forked child: without effect on the parent's session."""
+        """Close the socket only. In a forked child this does not affect the parent's session."""
         self.pending = None
         self._close_socket()
 
     def __del__(self) -> None:
-        # Nobody has it any more. One call of C: no lock is taken, nothing can come between, and all that it needs is
-        # here, also when the interpreter is finalized.
+        # Nothing refers to the session any more. This is a single call into C: it takes no lock, it cannot be
+        # interrupted, and it uses no module global, so that it also works while the interpreter is finalized.
         self._close_socket()
 
 
 def is_of_signal(error: BaseException, since: float, timeout: float) -> bool:
-    """Whether `error` has come from a signal handler, such as an alarm's, in a wait that has lasted since `since`.
+    """Whether `error` was raised by a signal handler, such as one for SIGALRM, and not by the socket.
 
-    Such handlers usually raise TimeoutError, as sockets do, but not before their `timeout` is over.
+    `since` is when the wait began, by the monotonic clock, and `timeout` the socket's timeout in seconds. Both usually
+    raise TimeoutError, but the socket only when its timeout is over.
     """
-    reason = error if isinstance(error, OSError) else error.__context__  # of PyMySQL's
+    reason = error if isinstance(error, OSError) else error.__context__  # PyMySQL's error has it as its context
     return isinstance(reason, TimeoutError) and reason.errno is None and monotonic() - since < timeout
 
 
 def _length(packet: bytes, at: int) -> int:
-    """How many bytes a length-encoded integer takes."""
+    """Return how many bytes the length-encoded integer at index `at` takes.
+
+    https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_dt_integers.html
+    """
     return {0xFC: 3, 0xFD: 4, 0xFE: 9}.get(packet[at], 1)
 
 
 def _closer(sock: Any) -> Callable[[], object]:
-    """A call that closes `sock`: if it is Python's own in C, and without regard to the file that PyMySQL reads from."""
+    """Return a function that closes `sock` at once.
+
+    For Python's own sockets it is the method of their C base class: `socket.socket.close` waits until the file that
+    PyMySQL reads from is closed.
+    """
     return functools.partial(socket.SocketType.close, sock) if isinstance(sock, socket.SocketType) else sock.close
 
 
 def _poll(sock: Any) -> Callable[[int], object]:
+    """Return a function that waits up to the given number of milliseconds until `sock` can be read."""
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         return poll.poll
 
-    def look(milliseconds: int) -> object:
+    def poll_by_selector(milliseconds: int) -> object:
         with selectors.DefaultSelector() as selector:
             selector.register(sock, selectors.EVENT_READ)
             return selector.select(milliseconds / 1000)
 
-    return look
+    return poll_by_selector

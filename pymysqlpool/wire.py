@@ -1,4 +1,4 @@
-"""What PyMySQL does not know of its talk with the server: whether a reply is under way, and how the last one ended."""
+"""PyMySQL's connection, which also tracks whether a reply is unfinished, and the state that the last reply reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pymysql.protocol import MysqlPacket
 from .driver import SERVER_SESSION_STATE_CHANGED, PyMySQLConnection, PyMySQLResult
 from .errors import PoolError, ReturnConnectionToPoolError, session_survives, set_outcome
 from .opening import can_track, track
-from .reset import names
+from .reset import names_setting
 from .session import PING_TIMEOUT, is_of_signal
 from .statements import (
     BROKEN,
@@ -47,18 +47,19 @@ if TYPE_CHECKING:
     from .reset import Commands
     from .session import Session
 
-#: What the token says of the last reply: it was read to its end, or some of it is left to be read.
+#: The state of the last reply in the token: it was read completely, or a part of it was left to be read later.
 WHOLE, UNREAD = "whole", "unread"
 
 
 class _Result(PyMySQLResult):
-    """PyMySQL's result, which keeps the status in its last packet."""
+    """PyMySQL's result, which also reports to its connection when the reply has been read, and its status flags."""
 
     def _check_packet_is_eof(self, packet: Any) -> bool:
         data = packet._data
         if data[0] != 0xFE or len(data) >= 9:
             return False
-        # PyMySQL drops the status in an EOF packet: the only word on a transaction that a SELECT has opened.
+        # Warnings and status flags, two bytes each. PyMySQL drops the latter, but nothing else tells that a SELECT has
+        # opened a transaction. https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_eof_packet.html
         self.warning_count = data[1] | data[2] << 8
         self.server_status = data[3] | data[4] << 8
         self.has_next = self.server_status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS
@@ -69,8 +70,8 @@ class _Result(PyMySQLResult):
         try:
             super()._read_load_local_packet(first_packet)
         except OperationalError as error:
-            if error.args[0] == ER.FILE_NOT_FOUND:  # PyMySQL has told the server so, and read its answer
-                connection._ended(connection.server_status)
+            if error.args[0] == ER.FILE_NOT_FOUND:  # PyMySQL has sent an empty packet and read the reply
+                connection._reply_ended(connection.server_status)
             raise
 
     def _read_rowdata_packet_unbuffered(self) -> Any:
@@ -80,34 +81,35 @@ class _Result(PyMySQLResult):
         connection._begin_reading()
         row = super()._read_rowdata_packet_unbuffered()
         if row is None:
-            connection._ended(self.server_status)
+            connection._reply_ended(self.server_status)
         else:
             connection._token.append(UNREAD)
         return row
 
     def _finish_unbuffered_query(self) -> None:
-        # Called by finalizers, too, which could tell nobody of an error: what is left unread is closed at the return.
-        # In PyMySQL 1.0 a result whose query has failed is active for ever, and not the connection's.
+        # Also called by finalizers, which cannot raise: if the token is taken, the rows stay unread, and the return
+        # closes the session. In PyMySQL 1.0 a result whose query has failed stays active, but is not `_result`.
         connection = self.connection
         if self.unbuffered_active and connection._result is self and connection._token and connection._has_session():
             connection._begin_reading()
             super()._finish_unbuffered_query()
-            if not connection._token:  # else an error packet has ended it
-                connection._ended(self.server_status)
+            if not connection._token:  # else an error packet has ended the reply
+                connection._reply_ended(self.server_status)
 
 
 class Wire(PyMySQLConnection):
-    """PyMySQL's connection which, when it is lent by a pool, knows whether a reply is under way.
+    """PyMySQL's connection which, while a pool lends it, tracks whether a reply is unfinished.
 
-    `_token` is a list with one item. Whoever writes a command or reads from a reply takes it out, in one atomic step,
-    and puts it back when the protocol says that the reply is over, or, as UNREAD, where the rest is left for later. So
-    of two threads that use a connection at the same time one is told so; and what interrupts a command, wherever it
-    strikes, leaves the token out: then nobody touches the connection but the pool, which closes it.
+    `_token` is a list with one item. A thread takes the item out, in one atomic step, before it writes a command or
+    reads from a reply. It puts back WHOLE when the reply is complete, or UNREAD when the rest is left for later. If two
+    threads use a connection at the same time, the second finds no item and gets an error. If a command is interrupted,
+    at whatever point, the item is missing from then on: no thread can use the connection any more, and the pool closes
+    its session.
 
-    Without a pool, and within `connect()`, there is no `_token`, and everything is PyMySQL's.
+    Without a pool, and during `connect()`, `_token` is None, and the connection works as PyMySQL's does.
     """
 
-    #: The errors after which a connection is reused, besides those that are not the database's (the original's name).
+    #: PyMySQL's errors after which a connection is reused. (The old pymysql-pool spells the name like this.)
     _reusable_expection: tuple[type[BaseException], ...] = (
         ProgrammingError,
         IntegrityError,
@@ -116,27 +118,27 @@ class Wire(PyMySQLConnection):
         PoolError,
     )
 
-    _pool: Any = None  #: a `ConnectionPool`; None without one, and while it is opened
-    _place: Any = None  #: a `Place`; None without a pool, and when it has been returned
+    _pool: Any = None  #: the `ConnectionPool`; None without one, and while the connection is opened
+    _place: Any = None  #: the `Place`; None without a pool, and after the return
     _rfile: Any = None
 
     _token: list[str] | None = None
-    #: The thread that took the token last, what it wrote, and what that leaves.
+    #: The thread that took the token last, the statement that it wrote, and what that leaves (see `left_by`).
     _thread_id = 0
     _statement = b""
     _leaves = READS
 
-    # What has been done since the borrow.
-    #: How much may have been left in the session, besides a transaction.
+    # Since the borrow:
+    #: What may have been left in the session, apart from a transaction.
     _left = READS
-    #: Whether anything since the last COMMIT or ROLLBACK may have begun a transaction, and whether that has written.
+    #: Whether a transaction may be open, and whether it has written.
     _may_be_in_transaction = False
     _wrote = False
-    #: Whether a reconnect by hand has lost what was written.
+    #: Whether the borrower has called `connect()` and so lost what an open transaction had written.
     _lost_writes = False
-    #: Whether the server reports what a statement changes in the session.
+    #: Whether the server reports that a statement has changed the session (session tracking).
     _is_tracked = False
-    #: What PyMySQL, from 1.2 on, has last set on the socket.
+    #: The timeout in seconds that PyMySQL, from 1.2 on, has last set on the socket.
     _current_timeout: float | None = None
 
     # A command
@@ -157,14 +159,14 @@ class Wire(PyMySQLConnection):
                 self._read_rest()
                 token.pop()
         except IndexError:
-            raise self._in_use() from None
+            raise self._in_use_error() from None
         self._thread_id = get_ident()
         self._statement = sql
         self._leaves = leaves = left_by(command, sql, self.encoding)
         session: Any = place.session
         if command == COMMAND.COM_QUERY:
             self._may_be_in_transaction = True
-            # None: it was lost, and perhaps reconnected by hand.
+            # None: the session was lost, and the borrower may have called `connect()`.
             if leaves < DIRTY and (session is None or not session.is_trusted):
                 leaves = DIRTY
         self._left = max(self._left, leaves)
@@ -178,16 +180,17 @@ class Wire(PyMySQLConnection):
             raise
 
     def _execute_behind_reset(self, session: Session, command: int, sql: bytes) -> None:
-        """Write the first command while replies to the pool's reset or ROLLBACK are pending, which may have failed.
+        """Write a borrower's first command while replies to a reset or ROLLBACK, which may have failed, are pending.
 
-        What certainly reads is written before they are read: where one is an error it is dropped with the session, and
-        repeated on another. All else waits for them.
+        A command that certainly only reads is written before the replies are read. If one of them is an error, the
+        session is closed together with that command's reply, and the command is repeated on a new session. All other
+        commands wait for the replies.
         """
-        repeats = self._leaves == READS and certainly_reads(command, sql)
+        is_repeatable = self._leaves == READS and certainly_reads(command, sql)
         timeout = min(PING_TIMEOUT, self._read_timeout or PING_TIMEOUT)
         began = monotonic()
         try:
-            if repeats and not session.poll(0):
+            if is_repeatable and not session.poll(0):
                 PyMySQLConnection._execute_command(self, command, sql)
                 session.read_pending(timeout)
                 return
@@ -205,41 +208,41 @@ class Wire(PyMySQLConnection):
         PyMySQLConnection._execute_command(self, command, sql)
 
     def _take_token(self) -> None:
-        """Begin to write or read, and raise where another thread, or an interrupted one, is at that."""
+        """Take the token, to write or to read. Raise if another thread or an interrupted command has taken it."""
         try:
             self._token.pop()  # type: ignore[union-attr]
         except IndexError:
-            raise self._in_use() from None
+            raise self._in_use_error() from None
         self._thread_id = get_ident()
 
     def _read_rest(self) -> None:
-        """Read what is left unread of the last reply: as PyMySQL does, but before the token is taken."""
+        """Read the rest of the last reply, as PyMySQL does, but before the token is taken."""
         result = self._result
         if result is not None and result.unbuffered_active:
             if self._thread_id != get_ident():
-                raise self._in_use()  # another thread is at these rows
+                raise self._in_use_error()  # another thread is reading these rows
             warnings.warn("Previous unbuffered result was left incomplete", stacklevel=5)
             result._finish_unbuffered_query()
         while self._result is not None and self._result.has_next:
             self.next_result()
 
-    # Its reply: where it has been read to its end. PyMySQL has no one place for that.
+    # Its reply. PyMySQL has several places where the end of a reply is reached.
 
     def _read_packet(self, packet_type: Any = MysqlPacket) -> Any:
         try:
             return PyMySQLConnection._read_packet(self, packet_type)
         except MySQLError as error:
             if self._token is not None:
-                self._failed(error)
+                self._reply_failed(error)
             raise
 
     def _read_query_result(self, unbuffered: bool = False) -> int:
         token = self._token
         if token is None:
             return PyMySQLConnection._read_query_result(self, unbuffered)
-        if (
-            token or self._thread_id != get_ident()
-        ):  # it is the next of several results, not that of the command just written
+        # If this thread has taken the token, it has just written the command. Otherwise this is the next of several
+        # results.
+        if token or self._thread_id != get_ident():
             self._begin_reading()
         self._result = None
         result: Any = _Result(self)
@@ -252,66 +255,67 @@ class Wire(PyMySQLConnection):
         if result.unbuffered_active:
             token.append(UNREAD)
         else:
-            self._ended(result.server_status, affected)
+            self._reply_ended(result.server_status, affected)
         return affected
 
     def _begin_reading(self) -> None:
-        self._check_lent()  # the rest of a returned connection's reply may lie in a buffer
+        self._check_lent()  # the buffer of a returned connection may still hold the rest of a reply
         self._take_token()
 
     def _read_ok_packet(self) -> Any:
         ok = super()._read_ok_packet()
         if self._token is not None:
-            self._ended(ok.server_status)
+            self._reply_ended(ok.server_status)
         return ok
 
     if hasattr(PyMySQLConnection, "set_character_set"):  # pragma: no branch  since PyMySQL 1.1
 
         def set_character_set(self, charset: str, collation: str | None = None) -> None:
-            """PyMySQL's. In `connect()`, for a pool, it turns the tracker on as well: that saves a trip."""
+            """PyMySQL's. In a pool's `connect()` its statement also turns session tracking on, in one round trip."""
             if self._token is None and self._place is not None and can_track(self):
-                track(self, f"{names(charset, collation)}, ")
+                track(self, f"{names_setting(charset, collation)}, ")
                 return
             super().set_character_set(charset, collation)
-            self._ended_without_status()
+            self._reply_ended_without_status()
 
     else:  # pragma: no cover
 
         def set_charset(self, charset: str) -> None:
             """PyMySQL's."""
             super().set_charset(charset)
-            self._ended_without_status()
+            self._reply_ended_without_status()
 
     def show_warnings(self) -> Any:
         """PyMySQL's."""
         rows: Any = super().show_warnings()  # type: ignore[no-untyped-call]
-        self._ended_without_status()
+        self._reply_ended_without_status()
         return rows
 
-    def _ended_without_status(self) -> None:
-        """A reply has been read to its end whose status PyMySQL drops, to a statement that begins no transaction."""
+    def _reply_ended_without_status(self) -> None:
+        """Handle the end of a reply whose status flags PyMySQL drops. Its statement does not begin a transaction."""
         if self._token is not None:
-            self._ended(self.server_status)
+            self._reply_ended(self.server_status)
 
-    def _ended(self, status: int, affected: int = 0) -> None:
-        """A result has been read to its end; more of them may follow."""
+    def _reply_ended(self, status: int, affected: int = 0) -> None:
+        """Handle the end of a result: store the status flags and put the token back. More results may follow."""
         self.server_status = status
-        if status == SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT:  # as after most statements: nothing else is to be said
+        if status == SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT:  # the usual case: no other flag is set
             self._may_be_in_transaction = self._wrote = False
             self._token.append(WHOLE)  # type: ignore[union-attr]
             return
         more = bool(status & SERVER_STATUS.SERVER_MORE_RESULTS_EXISTS)
         in_transaction = bool(status & SERVER_STATUS.SERVER_STATUS_IN_TRANS)
         self._wrote = in_transaction and (self._wrote or (affected > 0 and writes(self._statement)))
-        # Without autocommit the status is no proof: after a SELECT from MyISAM MySQL holds a lock and does not say so.
+        # Without autocommit a missing IN_TRANS flag proves nothing: MySQL does not set it after a SELECT from a MyISAM
+        # table, although it then holds a lock.
         autocommit = status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
         self._may_be_in_transaction = more or in_transaction or not (autocommit or ends_transaction(self._statement))
-        if status & SERVER_SESSION_STATE_CHANGED and self._leaves != TRANSACTION:  # MySQL reports those, too
+        if status & SERVER_SESSION_STATE_CHANGED and self._leaves != TRANSACTION:  # which set it on MySQL
             self._left = max(self._left, DIRTY)
         self._token.append(UNREAD if more else WHOLE)  # type: ignore[union-attr]
 
-    def _failed(self, error: MySQLError) -> None:
-        """A packet could not be read, or is an error; the latter ends the reply, and tells no status."""
+    def _reply_failed(self, error: MySQLError) -> None:
+        """Handle a packet that is an error or could not be read. An error packet ends the reply. It has no status."""
         self._set_outcome(error)
         vars(self).pop("_session_in_use", None)
         self._check_lent()
@@ -321,7 +325,7 @@ class Wire(PyMySQLConnection):
             self._token.append(WHOLE)  # type: ignore[union-attr]
 
     def _set_outcome(self, error: MySQLError) -> None:
-        """Let `error` say whether what the last statement did, or committed, may be done all the same."""
+        """Set `error.outcome_unknown`: whether the last statement may have been committed in spite of the error."""
         status = self.server_status
         in_transaction = bool(status & SERVER_STATUS.SERVER_STATUS_IN_TRANS) or not self.get_autocommit()
         set_outcome(error, may_have_committed=may_commit(self._statement, in_transaction=in_transaction))
@@ -329,17 +333,17 @@ class Wire(PyMySQLConnection):
     # The pool's own commands, on an idle session
 
     def _send(self, session: Session, commands: Commands) -> None:
-        """Send commands whose replies nobody waits for. Raises PyMySQL's error where the session is lost.
+        """Send commands without waiting for the replies. Raises PyMySQL's error if the session is lost.
 
-        It does not block: all that was sent before has been answered, so the socket's buffer is empty.
+        This does not block: everything sent before has been answered, so the socket's send buffer is empty.
         """
         self._write_bytes(commands.packets)
         session.pending = commands
 
     def _read_pending(self, session: Session) -> None:
-        """Read the replies to the reset of an idle session; of a server's first, look what it has not restored.
+        """Read the pending replies of an idle session. After the first reset on a server, find what it did not restore.
 
-        Raises OSError, or PyMySQL's error, where the session is not to be used.
+        Raises OSError, or PyMySQL's error, if the session must not be used.
         """
         is_first = session.is_first_reset()
         self.server_status = session.read_pending(PING_TIMEOUT)
@@ -347,19 +351,19 @@ class Wire(PyMySQLConnection):
         if is_first:
             token, self._token = self._token, None
             with self._timeouts(PING_TIMEOUT):
-                session.reset.server.look(self)  # type: ignore[union-attr]
+                session.reset.server.check_first_reset(self)  # type: ignore[union-attr]
             self._token, self._result = token, None
             if session.reset.server.kept:  # type: ignore[union-attr]
                 raise ConnectionError("the reset has not restored all")
 
     def _check_nothing_unread(self, session: Session) -> None:
-        """Raise where the server has closed the session, or has said more than it was asked for."""
+        """Raise if the server has closed the session, or has sent more than the replies."""
         if session.has_unread():
             raise ConnectionError("the server has closed the session")
 
     @contextlib.contextmanager
     def _timeouts(self, seconds: float) -> Iterator[None]:
-        """Wait at most `seconds` for each answer in this block, less where the user's timeouts say so."""
+        """Limit the read and write timeouts to `seconds` in this block; the user's are kept if they are shorter."""
         timeouts = self._read_timeout, self._write_timeout
         self._read_timeout, self._write_timeout = (min(seconds, timeout or seconds) for timeout in timeouts)
         try:
@@ -367,10 +371,10 @@ class Wire(PyMySQLConnection):
         finally:
             self._read_timeout, self._write_timeout = timeouts
 
-    # What is known for the return
+    # What the return of the connection depends on
 
     def _record_error(self, error: BaseException) -> None:
-        """Remember that the session is not to be used again, if so, after `error`, which the borrower may catch."""
+        """Remember an `error` after which the session must not be used again: the borrower may catch it."""
         if not self._is_reusable_after(error):
             self._left = BROKEN
 
@@ -383,7 +387,7 @@ class Wire(PyMySQLConnection):
         return isinstance(error, (Exception, GeneratorExit)) and not isinstance(error, Error)
 
     def _has_session(self) -> bool:
-        """Whether a borrower in this process has it, on a socket that no finalizer has closed."""
+        """Whether this process has borrowed the connection, and no finalizer has closed its socket."""
         return (
             self._place is not None
             and not self._place.is_of_parent
@@ -392,7 +396,7 @@ class Wire(PyMySQLConnection):
         )
 
     def _check_lent(self) -> None:
-        """Raise if the connection is back in its pool, or the parent process's."""
+        """Raise if the connection has been returned to its pool, or belongs to the parent process."""
         if self._token is None:
             return
         if self._place is None:
@@ -407,10 +411,10 @@ class Wire(PyMySQLConnection):
     def _pool_name(self) -> str:
         return f"pool({self._pool.name})"
 
-    def _in_use(self) -> Error:
-        """The error for who comes while the token is out."""
+    def _in_use_error(self) -> Error:
+        """Return the error for a thread that finds the token taken."""
         if self._sock is None:
-            return InterfaceError(0, "")  # PyMySQL's own, which programs that connect again know
+            return InterfaceError(0, "")  # PyMySQL's own: programs handle it by connecting again
         names = [thread.name for thread in threading.enumerate() if thread.ident == self._thread_id != get_ident()]
         if names:
             return PoolError(
@@ -418,6 +422,6 @@ class Wire(PyMySQLConnection):
                 "same time, borrow another"
             )
         return PoolError(
-            "this connection was interrupted in the middle of a reply, which nobody can read any more: "
+            "this connection was interrupted in the middle of a reply and can't be used any more: "
             "return it and borrow another"
         )
