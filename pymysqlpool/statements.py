@@ -1,4 +1,4 @@
-"""What a statement may leave behind in its session, told from its text alone."""
+"""Classify statements by their text: what they may leave in the session, and what they may commit."""
 
 from __future__ import annotations
 
@@ -6,41 +6,48 @@ import re
 
 from pymysql.constants import COMMAND
 
-#: How much a statement may leave in the session besides what the status of its reply tells, in rising order: nothing,
-#: as it only reads; nothing but a transaction, which it begins or ends; what a reset undoes; perhaps another database,
-#: which a reset keeps, or an XA transaction, which it damages; what no reset undoes. BROKEN is what an error has left.
+#: What a statement may leave in the session, apart from what the status flags of its reply tell, in rising order:
+#:
+#: - READS: nothing, as it only reads
+#: - TRANSACTION: nothing but a transaction, which it begins or ends
+#: - DIRTY: something that a reset undoes
+#: - DOUBTFUL: perhaps another database, which a reset keeps, or an XA transaction, which a reset damages
+#: - LOST: something that no reset undoes
+#: - BROKEN: never by its text: there was an error after which the session must not be used again
 READS, TRANSACTION, DIRTY, DOUBTFUL, LOST, BROKEN = range(6)
 
-# All patterns are for statements in capitals. `re` compiles a pattern when it is first used, and keeps it: to compile
-# them here would take half of the time that it takes to import this package.
+# All patterns are for statements in capitals. They are strings, which `re` compiles at the first use and caches:
+# compiling them here would take half of the package's import time.
 
-# It ends with the first `*/`. What begins with `/*!` or `/*M!` is no comment but code for the server.
+# A comment ends with the first `*/`. Text between `/*!` or `/*M!` and `*/` is executed, and no comment.
+# https://dev.mysql.com/doc/refman/8.4/en/comments.html, https://mariadb.com/kb/en/comment-syntax/
 _COMMENT = r"/\*(?!M?!)[^*]*\*+(?:[^/*][^*]*\*+)*/"
-# What begins with `--` and another character is left: whether it is a comment depends on the character set.
+# `--` before any other character does not match: whether it begins a comment depends on the character set.
 _LINE_COMMENT = r"(?:--(?=[ \t\r\n])|\#)[^\n]*(?:\n|$)"
 _IN_FRONT = rf"(?:\s|\(|{_COMMENT}|{_LINE_COMMENT})*"
 _READING = rf"{_IN_FRONT}(?:SELECT|SHOW|VALUES|TABLE|(WITH|EXPLAIN|DESCRIBE|DESC))\b"
+# A quoted NEXTVAL does not match, so that _SUSPECT finds it.
 _QUOTED_OR_COMMENT = rf"('[^']*')|(\"(?!NEXTVAL\")[^\"]*\"|`(?!NEXTVAL`)[^`]*`)|{_COMMENT}|{_LINE_COMMENT}"
-# What may do more in a statement that reads, where a 0 stands for a string, a ? for a quoted name, which may be a
-# string too, and a blank for a comment.
+# What may do more than read in a statement that begins like a read. In the text that is searched a 0 has replaced each
+# string, a ? each quoted name (which may be a string, too), and a blank each comment.
 _SUSPECT = r"""(?x)
     :=                          # sets a variable
     | (?<![^\W\d])INTO\b        # sets a variable or writes a file; also right behind a number
     | ;(?!\s*$)                 # a second statement
-    | /\*!|/\*M!                # code for the server in a comment
-    | _LOCKS?\b                 # GET_LOCK(), and functions of the kind that plugins have
-    | \bLAST_INSERT_ID\W*\(\s*[^)\s]  # sets what it returns, with an argument
+    | /\*!|/\*M!                # a comment that is executed
+    | _LOCKS?\b                 # GET_LOCK(), and similar functions of plugins
+    | \bLAST_INSERT_ID\W*\(\s*[^)\s]  # with an argument it sets what it returns
     | \bSQL_CALC_FOUND_ROWS\b
     | \bNEXTVAL\b | \bSETVAL\b | \bNEXT\s+VALUE\b  # MariaDB's sequences
-    | \bDEFAULT\s*\(           # which may be a sequence's
+    | \bDEFAULT\s*\(           # may be the next value of a sequence
     | \?\s*\(                  # the quoted name of a function
-    | ['"`]                     # a quote that is not paired
-    | --                        # perhaps a comment, with quotes in it
+    | ['"`]                     # an unpaired quote
+    | --                        # perhaps a comment, which may contain quotes
 """
-# A statement that begins with WITH or EXPLAIN may write, or run what it explains.
+# A statement that begins with WITH may write; EXPLAIN may run the statement that it explains.
 _WRITING = r"\b(?:INSERT|UPDATE|DELETE|REPLACE|ANALYZE)\b(?!\s*\()"
 
-# https://dev.mysql.com/doc/refman/8.4/en/commit.html. With RELEASE they end the session.
+# https://dev.mysql.com/doc/refman/8.4/en/commit.html. RELEASE, which ends the session, does not match.
 _NAME = r"(?:\w+|`[^`]*`)"
 _CHANGES_TRANSACTION = rf"""(?x){_IN_FRONT}(?:
     BEGIN(?:\s+WORK)?
@@ -50,8 +57,10 @@ _CHANGES_TRANSACTION = rf"""(?x){_IN_FRONT}(?:
     )\s*;?\s*
 """
 _ENDS_TRANSACTION = rb"(?i)\s*(?:COMMIT|ROLLBACK)(?:\s+WORK)?\s*;?\s*"
-# What may stand in front of a parenthesis in a statement that does nothing but read: a stored function may write.
-_AT_END = r"(?:\.\s*)?[\w$\ufffd]+$|\S?$"  # U+FFFD: any letter that is not ASCII
+# The name, or the last other character, at the end of the text before a parenthesis.
+_NAME_AT_END = r"(?:\.\s*)?[\w$\ufffd]+$|\S?$"  # U+FFFD stands for any letter that is not ASCII
+# The words before a parenthesis that certainly do nothing but read. Any other name may be a stored function, which may
+# write.
 _PURE = frozenset(
     """
     ABS ADDDATE ADDTIME ALL AND ANY ANY_VALUE AS ASCII AVG BETWEEN BIN BIT_AND BIT_COUNT BIT_LENGTH BIT_OR BY CASE
@@ -73,20 +82,22 @@ _PURE = frozenset(
 )
 
 
-def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: PLR0911  one for each answer
-    """What `command` may leave in its session: READS, TRANSACTION, DIRTY, DOUBTFUL or LOST.
+def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: PLR0911  one for each class
+    """Return what `command` may leave in its session: READS, TRANSACTION, DIRTY, DOUBTFUL or LOST.
 
-    `sql` is in the connection's `encoding`. What can't be told from it is DIRTY at least: that costs a reset, no more.
+    `sql` is its text, in the connection's `encoding`. What is not recognized is at least DIRTY: a mistake on that side
+    costs a reset and no more.
     """
     if command != COMMAND.COM_QUERY:
         return {COMMAND.COM_PING: READS, COMMAND.COM_INIT_DB: DOUBTFUL}.get(command, LOST)
-    # In a str `in` takes a fifth of the time that it takes in bytes. What is not ASCII matters where quotes are paired.
+    # `in` takes a fifth of the time in a str that it takes in bytes. Characters that are not ASCII matter only where
+    # quotes are paired, in _only_reads().
     text = sql.decode("ascii", "replace").upper()
     if text.startswith("SELECT "):
         if not _has_suspects(text) or _only_reads(sql, encoding):
             return READS
     elif text in ("COMMIT", "ROLLBACK", "BEGIN", "SET AUTOCOMMIT = 0", "SET AUTOCOMMIT = 1"):
-        return TRANSACTION  # the last two are PyMySQL's autocommit(), which the status tells all of
+        return TRANSACTION  # the last two are sent by PyMySQL's autocommit(), and the status flags tell their effect
     elif text.startswith(("INSERT ", "UPDATE ", "DELETE ", "SET ")):
         pass
     elif reading := re.match(_READING, text):
@@ -100,30 +111,30 @@ def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: 
 
 
 def certainly_reads(command: int, sql: bytes) -> bool:
-    """Whether a command that READS does nothing else, also where it calls functions: it may be run twice."""
+    """Whether a command that READS, by left_by(), calls no function that may write: then it may be run twice."""
     if command != COMMAND.COM_QUERY:
         return True
     text = re.sub(_IN_FRONT, "", sql.decode("ascii", "replace").upper(), count=1)
-    if "--" in text or "#" in text:  # a line comment may stand between a name and its parenthesis
+    if "--" in text or "#" in text:  # there may be a line comment between a name and its parenthesis
         return False
-    # No regular expression looks through all of it, as a literal may be long; no name has more than 64 characters.
+    # No regular expression searches the whole text, as a literal may be long. No name has more than 64 characters.
     in_front = [part.rstrip()[-80:] for part in text.split("(")[:-1]]
-    names = [re.findall(_AT_END, part)[0] for part in in_front]
+    names = [re.findall(_NAME_AT_END, part)[0] for part in in_front]
     return all(name in _PURE or name in "=<>,+-*%|&!^" for name in names)
 
 
 def writes(sql: bytes) -> bool:
-    """Whether the rows that the statement has affected are rows that it has written, not read."""
+    """Whether the affected rows that the server reports for the statement are rows that it has written, not read."""
     return re.match(rb"(?i)[\s(]*(?:SELECT|SHOW|EXPLAIN|DESC|WITH|VALUES|TABLE)\b", sql) is None
 
 
 def ends_transaction(sql: bytes) -> bool:
-    """Whether no transaction is open after the statement, also where the status can't tell."""
+    """Whether no transaction is open after the statement, even if the status flags cannot tell."""
     return re.fullmatch(_ENDS_TRANSACTION, sql) is not None
 
 
 def may_commit(sql: bytes, *, in_transaction: bool) -> bool:
-    """Whether the statement may commit what it, or the transaction around it, has written."""
+    """Whether the statement may commit what it has written, or what the transaction that it runs in has written."""
     text = sql.decode("ascii", "replace").upper()
     if re.search(r";(?!\s*$)", text) or "/*!" in text or "/*M!" in text:
         return True
@@ -134,11 +145,15 @@ def may_commit(sql: bytes, *, in_transaction: bool) -> bool:
     return not (in_transaction and re.match(rf"{_IN_FRONT}(?:INSERT|UPDATE|DELETE|REPLACE|SAVEPOINT)\b", text))
 
 
-# Each `in` is a fast search in C; a loop over them takes twice as long, a regular expression ten times.
+# The functions below use `in`, which is a fast search in C, for each word. A loop over the words takes twice as long, a
+# regular expression ten times.
 
 
 def _is_kept_by_reset(text: str) -> bool:
-    """MySQL's resource group and optimizer trace, MariaDB's profiles and SET SESSION AUTHORIZATION."""
+    """Whether the statement may set what no reset undoes.
+
+    That is MySQL's resource group and optimizer trace, and MariaDB's profiles and SET SESSION AUTHORIZATION.
+    """
     return (
         "PROFILING" in text
         or "OPTIMIZER_TRACE" in text
@@ -148,9 +163,9 @@ def _is_kept_by_reset(text: str) -> bool:
 
 
 def _may_outlast_reset(text: str) -> bool:
-    """Whether it may choose a database or prepare an XA transaction, also in code in a comment.
+    """Whether the statement may select a database or prepare an XA transaction, also in a comment that is executed.
 
-    What this misses the reset finds, and that costs the session.
+    If this overlooks a statement, the reset fails, and the session is replaced.
     """
     return (
         "DATABASE" in text
@@ -162,7 +177,7 @@ def _may_outlast_reset(text: str) -> bool:
 
 
 def _has_suspects(text: str) -> bool:
-    """Whether a statement that reads has anything that has to be looked at more closely."""
+    """Whether a statement that begins like a read has to be examined by _only_reads()."""
     return (
         ":=" in text
         or ";" in text
@@ -178,10 +193,10 @@ def _has_suspects(text: str) -> bool:
 
 
 def _only_reads(sql: bytes, encoding: str, also: str = "") -> bool:
-    """The closer look: the same without what is quoted, and without comments. `also` is suspect besides."""
+    """Whether the statement only reads, by its text without quoted parts and comments. `also` is one more pattern."""
     try:
         text = sql.decode(encoding).upper()
-    except UnicodeDecodeError:  # the server may see other characters, of which a quote can be the second byte
+    except UnicodeDecodeError:  # the server may decode it differently: a quote can be a character's second byte
         return False
     if "\\" in text:  # whether it escapes a quote depends on the sql_mode
         return False

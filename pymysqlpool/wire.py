@@ -203,7 +203,7 @@ class Wire(PyMySQLConnection):
                 session.abandon()
                 self._force_close()
                 raise OperationalError(CR.CR_SERVER_LOST, f"Lost connection to MySQL server: {error}") from error
-            self._check_lent()  # another thread may have returned it meanwhile
+            self._check_lent()  # another thread may have returned the connection meanwhile
             self._pool._replace_session(self)
         PyMySQLConnection._execute_command(self, command, sql)
 
@@ -317,6 +317,7 @@ class Wire(PyMySQLConnection):
     def _reply_failed(self, error: MySQLError) -> None:
         """Handle a packet that is an error or could not be read. An error packet ends the reply. It has no status."""
         self._set_outcome(error)
+        # If the connection was returned while this command ran, its session is closed now.
         vars(self).pop("_session_in_use", None)
         self._check_lent()
         self._record_error(error)
