@@ -1,4 +1,4 @@
-"""One connection: lent by a pool and returned to it, or PyMySQL's own when there is no pool."""
+"""`Connection`: the handle that a borrower gets. Without a pool it is an ordinary PyMySQL connection."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ _AnyCursor = TypeVar("_AnyCursor")
 
 
 class Connection(Wire, pymysql.connections.Connection):
-    """PyMySQL's `Connection`, which `close()` and the end of a `with` block return to its pool, if it has one.
+    """A PyMySQL connection that `close()` and the end of a `with` block return to its pool, if it has one.
 
-    A handle dies when it is returned: its session lives on in a successor, which the next borrower gets. What would
-    reach the server through a returned handle raises `ReturnConnectionToPoolError`; `close()` does nothing; `with` and
-    `execute_query` borrow afresh.
+    A connection object is a handle for one borrow. When it is returned, its session moves to a new handle, the
+    successor, for the next borrower. On a returned handle, `close()` does nothing, `with` and `execute_query` borrow
+    another connection, and every other method that would reach the server raises `ReturnConnectionToPoolError`.
 
-    `args` and `kwargs` hold what it was made with.
+    `args` and `kwargs` are the arguments that it was created with.
     """
 
     _pool: ConnectionPool | None
-    #: The block that has this very connection; `_blocks`, once there is one, has all that were begun on this handle.
+    #: The block that uses this connection. The attribute `_blocks`, created by the first block, lists all blocks that
+    #: were begun on this handle, including those that use another connection.
     _block: Block | None = None
     _session_in_use: Session
 
@@ -53,12 +54,12 @@ class Connection(Wire, pymysql.connections.Connection):
         self.kwargs = kwargs
         super().__init__(*args, **kwargs)
 
-    # Use: PyMySQL's methods that would reopen a returned handle, or pretend to work on it.
+    # Use. These methods of PyMySQL would reopen a returned handle, or would not notice that it has been returned.
 
     def connect(self, sock: Any = None) -> None:
-        """PyMySQL's, which asks a `password` that is a callable.
+        """Connect to the server, as PyMySQL does. If `password` is a callable, it is called for the password.
 
-        A borrowed connection may be reconnected by hand; the pool will not keep the session that comes of it.
+        A borrowed connection may be reconnected by hand, but the pool does not keep the new session.
         """
         self._check_lent()
         is_lent = self._token is not None
@@ -68,24 +69,27 @@ class Connection(Wire, pymysql.connections.Connection):
                 self._lost_writes = self._lost_writes or self._wrote
                 if self._place.session is not None:
                     self._place.session.abandon()
-                self._force_close()  # PyMySQL would leave the old socket to the collector
-            self._token = None  # the handshake is no command with its reply
+                self._force_close()  # PyMySQL leaves the old socket to the garbage collector
+            self._token = None  # the token is for commands and their replies, not for the handshake
             if callable(secret):
                 self.password = _as_bytes(secret())
             super().connect(sock)
         finally:
-            self.password = secret  # asked again next time, and not kept
+            self.password = secret  # the callable, which is called again next time: the password itself is not stored
             self._token = [WHOLE] if is_lent else None
 
     def ping(self, reconnect: bool | None = None) -> None:
-        """PyMySQL's. With a pool it does not reconnect unless asked to, which loses the session's state."""
+        """Ping the server, as PyMySQL does.
+
+        A pooled connection reconnects only if `reconnect` is true, because a new session has lost the old one's state.
+        """
         self._check_lent()
         if self._token is None and reconnect is None:
             super().ping()
         elif not reconnect:
             super().ping(reconnect=False)
         else:
-            # PyMySQL's own warning would point here.
+            # PyMySQL's own warning would name this line instead of the caller's.
             warnings.warn("The 'reconnect' argument is deprecated.", DeprecationWarning, stacklevel=2)
             try:
                 super().ping(reconnect=False)
@@ -94,12 +98,15 @@ class Connection(Wire, pymysql.connections.Connection):
                 super().ping(reconnect=False)
 
     def autocommit(self, value: bool | None) -> None:
-        """PyMySQL's."""
+        """Set the autocommit mode, as PyMySQL does."""
         self._check_lent()
         super().autocommit(value)
 
     def thread_id(self) -> Any:
-        """PyMySQL's. Of a returned connection it would be another borrower's by now."""
+        """Return the server's id of the session, as PyMySQL does.
+
+        A returned connection raises an error, because the session may belong to another borrower.
+        """
         self._check_lent()
         return super().thread_id()  # type: ignore[no-untyped-call]
 
@@ -108,9 +115,9 @@ class Connection(Wire, pymysql.connections.Connection):
     @overload
     def cursor(self, cursor: Callable[[Any], _AnyCursor]) -> _AnyCursor: ...
     def cursor(self, cursor: Any = None) -> Any:
-        """PyMySQL's cursor, of the class or by the function asked for, else by `cursorclass`.
+        """Return a new cursor, made by `cursor`, a class or a function, or by `cursorclass` if that is None.
 
-        It has `db_query` and `db_modify` too.
+        A cursor that is made by a class also has the methods `db_query` and `db_modify`.
         """
         if self._place is None or self._place.is_of_parent:
             self._check_lent()
@@ -120,11 +127,20 @@ class Connection(Wire, pymysql.connections.Connection):
     def execute_query(
         self, query: str, args: Any = (), dictcursor: bool = False, return_one: bool = False, exec_many: bool = False
     ) -> Any:
-        """Run one query as a block of its own, or as part of the block that it is called in, and return its rows.
+        """Run one query and return its rows.
 
-        All rows, `()` for none; with `return_one` one row, or None. `dictcursor` makes dicts of them.
-        `args`, a tuple, list or dict, are formatted into the query, as PyMySQL does: a percent sign is written %%
-        unless they are None. With `exec_many` the query is run for each of them.
+        If it is called inside a block on this connection, it is part of that block; otherwise it is a block of its own,
+        which commits. On a connection that has been returned, or that is in another thread's block, it borrows a
+        connection for the query.
+
+        `args` is a tuple, list or dict that PyMySQL formats into the query. Unless it is None, a percent sign in the
+        query is written %%. With `exec_many`, the query runs once for each element of `args`.
+
+        Returns all rows as a sequence, empty if there are none; with `return_one`, one row or None. Rows are dicts if
+        `dictcursor` is true.
+
+        Raises PyMySQL's errors, `PoolError` if the connection is being used by another thread or was borrowed before a
+        fork, and, when it has to borrow, `GetConnectionFromPoolError` or `PoolClosedError`.
         """
         with self._block_or_commit() as connection, connection.cursor(DictCursor if dictcursor else None) as cursor:
             run(cursor, query, args, exec_many=exec_many)
@@ -135,10 +151,11 @@ class Connection(Wire, pymysql.connections.Connection):
     # Blocks
 
     def __enter__(self) -> BlockCursor:
-        """Begin a unit of work and return its cursor, which answers for its connection too.
+        """Begin a block, a unit of work, and return its cursor, which also has the methods of its connection.
 
-        The block has this connection where it is free. What runs in a block on this handle already joins it; where
-        another thread is in one, or the handle has been returned, the block borrows a connection of its own.
+        Inside a block on this handle, `with` joins that block. Otherwise the new block uses this connection if it is
+        free. If it is in use by another block, or has been returned, the new block borrows a connection of its own, and
+        raises `GetConnectionFromPoolError` or `PoolClosedError` if it gets none.
         """
         if self._pool is None:
             return super().__enter__()  # type: ignore[return-value]
@@ -148,13 +165,13 @@ class Connection(Wire, pymysql.connections.Connection):
     if TYPE_CHECKING:
 
         def __exit__(self, *exc_info: object) -> None:
-            """End the block. The outermost commits, or rolls back after an exception, and returns the connection."""
+            """Leave the block. The outermost `with` commits, or rolls back, and returns the connection."""
     else:
         __exit__ = block.EndOfBlock()
 
     @contextlib.contextmanager
     def _block_or_commit(self) -> Iterator[Connection]:
-        """A block where there is a pool; else commit or rollback, and the connection stays open."""
+        """With a pool, a block. Without one, commit or roll back, and leave the connection open."""
         if self._pool is not None:
             with self as cursor:
                 yield cursor.connection
@@ -170,9 +187,10 @@ class Connection(Wire, pymysql.connections.Connection):
     # Return
 
     def close(self) -> None:
-        """Return the connection to its pool, rolling back what is open; without a pool: PyMySQL's.
+        """Return the connection to its pool and roll back its open transaction. Without a pool, close it.
 
-        Closing again does nothing, and neither does closing inside a block, whose end returns the connection.
+        A second call does nothing. Inside a block the call does nothing either: the end of the block returns the
+        connection.
         """
         if self._pool is None:
             super().close()
@@ -187,21 +205,21 @@ class Connection(Wire, pymysql.connections.Connection):
             self._pool._take_back(self)
 
     def _detach_session(self, session: Session | None) -> bool:
-        """Give up the session, and return whether it can be lent again: no reply of it is left unread."""
+        """Detach the session from this handle. Return whether it can be lent again: no reply is left unread."""
         token: Any = self._token
         try:
-            reply = token.pop()  # takes the token from every thread
+            reply = token.pop()  # from now on no thread can use the handle
             if reply is UNREAD:
                 token.append(reply)
                 self._read_rest_without_waiting()
                 reply = token.pop()
             is_whole = reply is WHOLE
-        except (AttributeError, IndexError):  # the first: interrupted in connect()
+        except (AttributeError, IndexError):  # no token, as connect() was interrupted; or a reply was interrupted
             is_whole = False
             if session is not None:
                 session.is_in_use = True
-                self._session_in_use = session  # is closed when the command has its error, or drops this connection
-        # PyMySQL drops a socket that has failed; or it was reconnected by hand.
+                self._session_in_use = session  # closed when the command gets its error, or drops this connection
+        # The socket differs where PyMySQL has dropped it after an error, and after a reconnect by hand.
         if session is None or self._sock is not session.sock:
             is_whole = False
             with contextlib.suppress(pymysql.err.Error):
@@ -214,45 +232,45 @@ class Connection(Wire, pymysql.connections.Connection):
         return is_whole
 
     def _read_rest_without_waiting(self) -> None:
-        """Read the rest of several results, such as the last one of a CALL, without waiting for it."""
+        """Read the results that are left unread, such as the last one of a CALL, if they have already arrived."""
         self._read_timeout = 0
-        with contextlib.suppress(MySQLError, TypeError):  # the latter: PyMySQL's, where nothing has come
+        with contextlib.suppress(MySQLError, TypeError):  # PyMySQL raises TypeError if nothing has arrived
             while self._result is not None and self._result.has_next and not self._result.unbuffered_active:
                 self.next_result()
 
     def _take_session(self, session: Session) -> None:
-        """Take over a new session, in the place of one that was lost before it was used."""
+        """Use a new session instead of the one that was lost before its first command."""
         vars(self).update(session.connected)
         self._result = None
 
     def __del__(self) -> None:
         token = self._token
         if token is None:
-            if self._sock is not None:  # else its session sees to the socket
+            if self._sock is not None:  # a session closes its own socket
                 self._force_close()
-        elif token and self._wrote and self._place is not None:  # the token is out when it has been returned
+        elif token and self._wrote and self._place is not None:  # after a return the token is gone
             self._place.loan.lost_writes = True
 
     def _force_close(self) -> None:
-        # Before 1.1 PyMySQL left the file, and with it the socket, to the collector.
+        # PyMySQL before 1.1 leaves the file, and with it the socket, to the garbage collector.
         if self._rfile is not None:
             self._rfile.close()
         super()._force_close()
 
     def _create_ssl_ctx(self, sslp: Any) -> Any:
-        # The template's, if there is one: to make one takes 24 ms and 0.85 MB.
+        # Use the template's, if there is one: creating a context takes 24 ms and 0.85 MB.
         return vars(self).get("ctx") or super()._create_ssl_ctx(sslp)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Connection is bound to its server session and can't be pickled or copied")
 
 
-class _CopiedLate:
-    """A mutable attribute, of which a connection gets its copy when it is first asked for.
+class _LazyCopy:
+    """A mutable attribute that is copied for a connection when it is first read.
 
-    So no borrower can change one under another, and a successor is made without copying them all: that would take a
-    borrow and return from 2.0 to 3.2 of a LifoQueue's put and get. Once there, it stands in the connection's own dict,
-    and Python looks no further.
+    Each borrower has its own copy, so that a change is not seen by others. To copy them all for each successor would
+    raise the cost of a borrow and return from 2.0 to 3.2 times that of a LifoQueue's put and get. The copy is stored in
+    the instance's `__dict__`, where Python finds it before this descriptor.
     """
 
     def __init__(self, name: str) -> None:
@@ -262,18 +280,19 @@ class _CopiedLate:
         attributes = vars(connection)
         try:
             value = attributes["_originals"][self._name]
-        except KeyError:  # not opened by a pool, or not in this release of PyMySQL
+        except KeyError:  # not opened by a pool, or unknown to this release of PyMySQL
             raise AttributeError(f"{owner.__name__!r} object has no attribute {self._name!r}") from None
         return attributes.setdefault(self._name, _private_copy(value))
 
 
-_COPIED_LATE = ("_auth_plugin_map", "_connect_attrs", "decoders", "encoders", "kwargs")
-for _name in _COPIED_LATE:
-    setattr(Connection, _name, _CopiedLate(_name))
+_LAZILY_COPIED = ("_auth_plugin_map", "_connect_attrs", "decoders", "encoders", "kwargs")
+for _name in _LAZILY_COPIED:
+    setattr(Connection, _name, _LazyCopy(_name))
 
 
-# What is the borrow's own. Python finds it faster in a dict of the connection's own than on its class, and does not
-# have to enlarge the dict: a borrow and return takes 2.3 of a LifoQueue's put and get, and 2.5 without.
+# The attributes that describe one borrow. They are preset in the instance's `__dict__`, where Python finds them faster
+# than on the class, and which then need not grow: a borrow and return takes 2.3 times as long as a LifoQueue's put and
+# get, and 2.5 times without this.
 _BORROW_DEFAULTS = {
     name: getattr(Connection, name)
     for name in (
@@ -292,9 +311,10 @@ _BORROW_DEFAULTS = {
 
 
 class Template:
-    """What all of a pool's connections are copies of: one that is never opened. They share its SSLContext.
+    """A connection that is never opened, and of which all connections of a pool are copies. They share its SSLContext.
 
-    Where a subclass has an `__init__`, it is run for each copy, so that what it sets is each connection's own.
+    If the connection class has an `__init__` of its own, that is run for each copy instead, so that connections share
+    none of the objects that it creates.
     """
 
     def __init__(self, connection_class: type[Connection], connect_kwargs: dict[str, Any]) -> None:
@@ -305,7 +325,7 @@ class Template:
         self._initialize(self._original)
 
     def copy(self, place: Place) -> Connection:
-        """A connection for `place` that is yet to be opened."""
+        """Return a connection for `place` that is not open yet."""
         connection = _new(self._class)
         if self._has_init:
             if hasattr(self._original, "ctx"):
@@ -317,31 +337,29 @@ class Template:
         return connection
 
     def remember(self, session: Session, connection: Connection, before: dict[str, Any]) -> None:
-        """Keep what `connection` is right after it was opened: its successors start from that.
+        """Store the attributes of a `connection` that has just been opened: its successors start from them.
 
-        `before` has its attributes before that.
+        `before` has its attributes from before it was opened.
         """
         connection._result = None
         attributes = vars(connection)
-        attributes.pop("_token", None)  # connect()'s own; each handle has one of its own
+        attributes.pop("_token", None)  # each handle gets its own
         session.connected = {name: value for name, value in attributes.items() if before.get(name, self) is not value}
         if not self._has_init:
-            originals = {name: attributes.pop(name) for name in _COPIED_LATE if name in attributes}
+            originals = {name: attributes.pop(name) for name in _LAZILY_COPIED if name in attributes}
             attributes["_originals"] = originals
             session.state = attributes.copy()
-            session.state.update(
-                _BORROW_DEFAULTS
-            )  # which has no place: that would be a cycle of place, session and state
+            # The defaults have no place: that would make a reference cycle of place, session and state.
+            session.state.update(_BORROW_DEFAULTS)
         session.mutable = {
             name: value for name, value in session.connected.items() if _private_copy(value) is not value
         }
-        attributes.update(
-            {name: _private_copy(value) for name, value in session.mutable.items()}
-        )  # for the first borrower
+        # The first borrower must not change the originals either.
+        attributes.update({name: _private_copy(value) for name, value in session.mutable.items()})
         connection._token = [WHOLE]
 
     def successor(self, place: Place, current_timeout: float | None) -> Connection:
-        """A connection with the session of `place`, as it was right after it was opened."""
+        """Return a new handle with the session of `place` and the attributes that it had right after it was opened."""
         session: Any = place.session
         if self._has_init:
             connection = self.copy(place)
@@ -353,11 +371,11 @@ class Template:
         if session.mutable:
             vars(connection).update({name: _private_copy(value) for name, value in session.mutable.items()})
         connection._token = [WHOLE]
-        connection._current_timeout = current_timeout  # what PyMySQL, from 1.2 on, has last set on the socket
+        connection._current_timeout = current_timeout  # the socket's timeout, which PyMySQL keeps from 1.2 on
         return connection
 
     def reset_in_child(self) -> None:  # pragma: no cover  in a forked child
-        """After a fork: tell the server the child's process number."""
+        """After a fork, put the child's process id into the connection attributes that the server is sent."""
         self._original._connect_attrs["_pid"] = str(os.getpid())
 
     def _initialize(self, connection: Connection) -> None:
@@ -374,7 +392,7 @@ class Template:
 
 
 def _private_copy(value: Any) -> Any:
-    """`value`, or a copy of it where one connection could change it under another."""
+    """Return a copy of `value` if it is mutable, so that connections do not share it, or else `value` itself."""
     return value.copy() if isinstance(value, (dict, list, set, deque)) else value
 
 

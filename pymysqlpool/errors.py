@@ -1,4 +1,4 @@
-"""The pool's errors, each at its place among PyMySQL's, and what an error says about the session it came from."""
+"""The pool's errors, which are derived from PyMySQL's, and what an error means for the session that it came from."""
 
 from __future__ import annotations
 
@@ -8,55 +8,69 @@ from pymysql.err import Error, InterfaceError, InternalError, MySQLError, Operat
 
 
 class PoolError(Error):
-    """What goes wrong in the pool or in the way it is used, not on the server."""
+    """The base of the pool's errors: the pool, or the way it is used, is at fault, and not the server."""
 
-    #: Every MySQLError that a borrower's command meets with has it: whether it may have been committed all the same.
+    #: Whether the command may have been committed in spite of the error. The pool sets this attribute on every
+    #: MySQLError that a borrower's command raises.
     outcome_unknown = False
 
 
 class GetConnectionFromPoolError(PoolError, OperationalError):
-    """No connection came free in time.
+    """No connection became free in time.
 
-    `holders` tells who has them: a list of dicts with `thread` (name), `alive` (whether it still runs), `seconds` (held
-    so far), `file` and `line` of the borrow, and `opening` (True) while the connection is being opened.
+    `__cause__` is the server's last refusal to open a connection, if there was one.
     """
 
+    #: The loans at that moment: dicts with `thread` (its name), `alive` (whether that thread still runs), `seconds`
+    #: (how long the connection has been borrowed, a float), `file` and `line` of the borrow, and, only while the
+    #: connection is being opened, `opening` (True).
     holders: list[dict[str, Any]]
 
 
 class ReturnConnectionToPoolError(PoolError, InterfaceError):
-    """The connection is back in the pool, or another pool's: what was asked of it can't be done."""
+    """The connection has been returned, or belongs to another pool."""
 
 
 class PoolClosedError(PoolError, InterfaceError):
-    """The pool is closed and lends no connections any more."""
+    """The pool is closed."""
 
 
 for _error in (PoolError, GetConnectionFromPoolError, ReturnConnectionToPoolError, PoolClosedError):
     _error.__module__ = "pymysqlpool"
 
-# https://dev.mysql.com/doc/mysql-errors/en/server-error-reference.html, https://mariadb.com/kb/en/mariadb-error-codes/
+# Codes below 1000 and from 2000 to 2999 come from the client, all others from the server.
+# https://dev.mysql.com/doc/mysql-errors/en/server-error-reference.html
+# https://dev.mysql.com/doc/mysql-errors/en/client-error-reference.html
+# https://mariadb.com/kb/en/mariadb-error-codes/
 
-# Server errors after which the session is gone: shutdown, killed, idle for too long, and the network errors.
-_SESSION_GONE = {1053, 1927, 4031, *range(1152, 1162)}
-# The session lives, but its server does not take what was asked of it: another connection may find a node that does.
+# The server has ended the session.
+_SESSION_GONE = {
+    1053,  # ER_SERVER_SHUTDOWN
+    1927,  # ER_CONNECTION_KILLED, in MariaDB
+    4031,  # ER_CLIENT_INTERACTION_TIMEOUT: idle for longer than wait_timeout, in MySQL
+    *range(1152, 1162),  # the network errors, from ER_ABORTING_CONNECTION to ER_NET_WRITE_INTERRUPTED
+}
+# The session is alive, but its server refuses the command. A new connection may reach another node, which accepts it.
 _NOT_THIS_NODE = {
     1047,  # ER_UNKNOWN_COM_ERROR: a Galera node that is not ready, or rejects queries (wsrep_reject_queries)
-    1180,  # ER_ERROR_DURING_COMMIT: Galera, where the node is lost in the middle of a COMMIT
-    1290,  # ER_OPTION_PREVENTS_STATEMENT: --read-only, as after a failover
+    1180,  # ER_ERROR_DURING_COMMIT: a Galera node was lost in the middle of a COMMIT
+    1290,  # ER_OPTION_PREVENTS_STATEMENT: the server is set --read-only, for example after a failover
     1792,  # ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
     1836,  # ER_READ_ONLY_MODE
-    3100,  # ER_RUN_HOOK_ERROR: group replication can't certify
-    3101,  # ER_TRANSACTION_ROLLBACK_DURING_COMMIT: group replication has rolled it back
+    3100,  # ER_RUN_HOOK_ERROR: group replication cannot certify the transaction
+    3101,  # ER_TRANSACTION_ROLLBACK_DURING_COMMIT: group replication has rolled the transaction back
 }
-# The transaction was rolled back, or, after 1205, the statement.
-_CONFLICT = {1205, 1213}
-# The client has not reached a server, or it was full: 1203 is ER_TOO_MANY_USER_CONNECTIONS, and so is 1226 for
-# `max_user_connections`, but not for what is counted by the hour.
+_CONFLICT = {
+    1205,  # ER_LOCK_WAIT_TIMEOUT: the statement was rolled back, and not the transaction
+    1213,  # ER_LOCK_DEADLOCK: the transaction was rolled back
+}
+# The client could not reach a server: CR_CONNECTION_ERROR, CR_CONN_HOST_ERROR and CR_UNKNOWN_HOST.
 _NOT_CONNECTED = {2002, 2003, 2005}
+# ER_CON_COUNT_ERROR and ER_TOO_MANY_USER_CONNECTIONS.
 _FULL = {1040, 1203}
+# ER_USER_LIMIT_REACHED, for `max_user_connections` and also for limits per hour.
 _USER_LIMIT = 1226
-# The client has lost the session.
+# The client has lost the session: CR_SERVER_GONE_ERROR, CR_SERVER_LOST and CR_SERVER_LOST_EXTENDED.
 _CONNECTION_LOST = {2006, 2013, 2055} | _SESSION_GONE
 
 
@@ -66,11 +80,12 @@ def _code(error: BaseException) -> int:
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether nothing was done for certain, and to do the same again may succeed.
+    """Return whether `error` means that nothing was done, and that another try may succeed.
 
-    It speaks of the transaction that has met with `error`, or of the one statement under autocommit; what the same unit
-    of work has committed before is not undone. After 1205 the server has undone the statement only: let the block end
-    by the error, which rolls back the rest. Errors of other connections than the pool's are judged by their code.
+    This holds for the transaction that failed, or for the single statement under autocommit, and not for what the same
+    unit of work has committed before. After 1205 (ER_LOCK_WAIT_TIMEOUT) the server has rolled back only the statement:
+    let the error end the block, which rolls back the rest. An error from a connection without a pool is judged by its
+    code alone.
     """
     code = _code(error)
     if not isinstance(error, MySQLError) or getattr(error, "outcome_unknown", code == 1180):
@@ -86,18 +101,18 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the server takes no more connections at the moment."""
+    """Return whether the server, or its limit for this user, allows no more connections at the moment."""
     code = _code(error)
     return code in _FULL or (code == _USER_LIMIT and "max_user_connections" in str(error))
 
 
 def refuses_sessions(error: BaseException) -> bool:
-    """Whether an opening has found a server that will take sessions later: it is full, or a node not ready."""
+    """Return whether a connection may be opened later: the server is full, or a cluster node is not ready."""
     return is_full(error) or _code(error) == 1047
 
 
 def set_outcome(error: MySQLError, *, may_have_committed: bool) -> None:
-    """Set `error.outcome_unknown`: the connection was lost, or the server gave up, where it may have committed."""
+    """Set `error.outcome_unknown`: whether the connection, or the node, was lost when it may have committed."""
     if "outcome_unknown" in vars(error):
         return
     code = _code(error)
@@ -105,12 +120,10 @@ def set_outcome(error: MySQLError, *, may_have_committed: bool) -> None:
 
 
 def session_survives(error: OperationalError | InternalError) -> bool:
-    """Whether the session that answered with this error is sound.
+    """Return whether the session can still be used after this error.
 
-    PyMySQL puts every code that it does not know in these two classes.
-
-    Codes below 1000 are not a server's, and those from 2000 to 2999 mean that the client lost the session or its place
-    in the protocol.
+    The code decides, as PyMySQL uses these two classes for every code that it does not know. A client's own code means
+    that it has lost the session, or its position in the protocol.
     """
     code = _code(error)
     return (1000 <= code < 2000 or code >= 3000) and code not in _SESSION_GONE and code not in _NOT_THIS_NODE
