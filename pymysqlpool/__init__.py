@@ -8,7 +8,7 @@ The terms used in the code:
 
 ==========  ======================================================================================================
 connection  The `Connection` object that a borrower uses, also called a handle. It is valid for one borrow only.
-place       The right to one server connection. A pool has `maxsize` places, and never loses or adds one.
+place       The right to one server connection. A pool always has `maxsize` places.
 session     The connection as the server sees it, with its socket. It outlives the handles that use it in turn.
 loan        The record of one borrow: which thread has the place, since when, and from which source line.
 block       A `with` block: a unit of work that commits or rolls back, and then returns its connection.

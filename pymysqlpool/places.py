@@ -1,4 +1,4 @@
-"""All places of a pool, and the queue in which those rest that are not borrowed."""
+"""All places of a pool, and the queue of those that are not borrowed."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
     from .connection import Connection, Template
     from .place import Loan
 
-# Seconds between two tries to open a session on a server that is full.
+# Shortest and longest pause between two attempts to open a session on a server that is full, in seconds.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
-_SHORTEST_SLEEP = 0.001
+_SHORTEST_SLEEP = 0.001  # seconds, so that a waiter does not spin
 
 
 class Places(FairQueue["Connection"]):
-    """The places that are not borrowed, as connections: the open ones on top, the others below.
+    """The queue of the connections that are not borrowed. Open ones are on top, and are therefore lent first.
 
-    At every moment: in the queue + borrowed = maxsize. It does not refer to its pool, and outlives it to close what is
-    idle then.
+    The number of queued and of borrowed places together is always `maxsize`. The queue does not refer to its pool, so
+    that the pool's finalizer can close the idle connections after the pool is gone.
     """
 
     def __init__(self, template: Template, maxsize: int, max_waiting: int | None) -> None:
         super().__init__(maxsize, max_waiting)
         self._template = template
-        # When a place dies, C code appends its weak reference here: no line of Python runs there that could be
-        # interrupted, and no lock is taken, as the collector may strike inside any.
+        # The weak references of lost places. `deque.append` itself is the callback of the weak reference: it is C code,
+        # which no exception can interrupt, and it takes no lock. The collector may run while any lock is held.
         self._dead: deque[ref[Place]] = deque()
-        #: Who waits for the last connections to come back, after the close.
+        #: Threads in `close()` that wait until the borrowed connections are returned.
         self._closers: deque[Waiter] = deque()
         self._records: list[Record] = []
-        #: Where the server has refused a session: the seconds between two tries, and when the next one is due.
+        #: While the server refuses sessions: the seconds between two attempts (else 0.0), and when the next one is due.
         self._pause = 0.0
         self._next_opening = 0.0
-        #: Of each place and its replacements; and what is counted for those that got no place.
+        #: The counters of each place and its replacements, and those of the borrowers that got no place.
         self._totals = [Totals() for _ in range(maxsize)]
         self.timed_out, self.refused = Count(), Count()
         for totals in self._totals:
@@ -53,7 +53,7 @@ class Places(FairQueue["Connection"]):
             self._records.append(place.record)
             self._put(template.copy(place))
 
-    # What lies where in the queue
+    # The order of the queue
 
     def _put(self, item: Connection) -> None:
         if item._place.session is None:
@@ -62,9 +62,9 @@ class Places(FairQueue["Connection"]):
             self.queue.append(item)
 
     def _get(self) -> Connection:
-        """Take the session that came last, but rather one whose replies have come than one that is still to be reset.
+        """Take the connection that was returned last, preferring sessions whose reset has been answered.
 
-        So that a borrower who writes hardly ever waits for a reset.
+        So a borrower that writes hardly ever waits for a reset.
         """
         queue = self.queue
         place = queue[-1]._place
@@ -75,7 +75,7 @@ class Places(FairQueue["Connection"]):
         for index in range(2, len(queue) + 1):
             try:
                 connection = queue[-index]
-            except IndexError:  # others have taken some meanwhile
+            except IndexError:  # other threads have taken some in the meantime
                 break
             place = vars(connection).get("_place")
             if place is None or place.session is None:
@@ -85,7 +85,7 @@ class Places(FairQueue["Connection"]):
         return queue.pop()
 
     def _remove(self, connection: Connection) -> bool:
-        """Take this one, in one step, as any borrower takes one; return whether it was still there."""
+        """Take `connection` out of the queue, in one atomic step. Return whether it was still there."""
         try:
             self.queue.remove(connection)
         except ValueError:
@@ -101,18 +101,18 @@ class Places(FairQueue["Connection"]):
     # A server that is full
 
     def put_off_openings(self) -> None:
-        """The server takes no sessions at the moment: what is to be opened is lent later, at growing intervals."""
+        """The server refuses sessions: from now on one is opened at a time, at growing intervals."""
         self._pause = min(self._pause * 1.5, _LONGEST_PAUSE) or _FIRST_PAUSE
         self._next_opening = monotonic() + self._pause
 
     def allow_openings(self) -> None:
-        """It takes them."""
+        """The server accepts sessions again."""
         if self._pause:
             self._pause = 0.0
             self._wake_first()
 
     def _check_openings(self) -> None:
-        """Raise IndexError where it is not time yet, as if nothing were idle; one at a time is let through."""
+        """Raise IndexError, as if the queue were empty, unless the next attempt to open a session is due."""
         now = monotonic()
         if now < self._next_opening:
             raise IndexError
@@ -123,15 +123,15 @@ class Places(FairQueue["Connection"]):
             return super()._interval()
         return min(super()._interval(), max(self._next_opening - monotonic(), _SHORTEST_SLEEP))
 
-    # What is borrowed
+    # Borrowed connections and statistics
 
     def borrows(self) -> list[Loan]:
-        """What is borrowed at this moment, the longest first."""
+        """Return the present loans, the oldest first."""
         loans = [record.loan for record in self._newest() if record.loan.borrower is not None and record.place()]
         return sorted(loans, key=lambda loan: loan.since)
 
     def stats(self) -> PoolStats:
-        """What there is at this moment, and what has been counted."""
+        """Return the pool's present state and its counters."""
         loans = self.borrows()
         sums: dict[str, Any] = sum_up(self._totals)
         return PoolStats(
@@ -146,21 +146,21 @@ class Places(FairQueue["Connection"]):
         )
 
     def forget_last_waits(self) -> None:
-        """Begin to ask for the last waits."""
+        """Clear the last wait of each place, so that an observer that is new is not called with an old one."""
         for totals in self._totals:
             totals.last_wait()
 
     def number_idle(self) -> int:
-        """How many sessions there are that are idle."""
-        places = [vars(connection).get("_place") for connection in self.idle()]  # None: lent and returned meanwhile
+        """Return the number of sessions that are open and idle."""
+        places = [vars(connection).get("_place") for connection in self.idle()]  # None: lent and returned since
         return sum(place is not None and place.session is not None for place in places)
 
     def number_open(self) -> int:
-        """How many sessions there are, idle or borrowed."""
+        """Return the number of sessions that are open, idle or borrowed."""
         return len(self._sessions())
 
     def _announce(self, item: Connection) -> None:
-        """Tell who waits about a connection that was put back. In a closed pool it is closed."""
+        """Wake waiters for a connection that was put back. If the pool is closed, close the connection."""
         try:
             super()._announce(item)
         except QueueClosed:
@@ -168,23 +168,25 @@ class Places(FairQueue["Connection"]):
             for closer in list(self._closers):
                 closer.wake()
 
-    # What is lost and found
+    # Lost places
 
     def replace_lost(self) -> None:
-        """Replace the places that nothing refers to any more, and tell where they had been borrowed."""
+        """Replace the places that nothing refers to any more, and warn at the lines where they were borrowed."""
         if not self._dead or self.closed:
             return
         count = len(self._dead)
         for index, record in enumerate(self._records):
             self._replace(index, record.newest())
-        with contextlib.suppress(IndexError):  # afterwards, for whoever is interrupted; others may do the same
+        # Last, so that the next call repeats an interrupted one. Other threads may do the same at the same time.
+        with contextlib.suppress(IndexError):
             for _ in range(count):
                 self._dead.popleft()
 
     def _replace(self, index: int, record: Record) -> None:
-        """Let a new place take over the record of one that is dead.
+        """Replace the place of `record`, if it is lost, by a new one that is put into the queue.
 
-        Who is interrupted here, or comes second, leaves a new place that is dead at once, and is found like any other.
+        If this is interrupted, or another thread has done it before, the new place is not used. It is then lost at once
+        and handled like any other lost place.
         """
         if record.place() is not None:
             return
@@ -197,14 +199,14 @@ class Places(FairQueue["Connection"]):
             if lost is not None:
                 _warn_of_lost(lost, has_written=record.loan.lost_writes)
 
-    # Care
+    # Closing
 
     def close_idle_if(self, reason: str, is_due: Callable[[Session], bool], most: int) -> None:
-        """Close idle sessions that are due, at most `most`."""
+        """Close at most `most` idle sessions for which `is_due` returns True, and count them under `reason`."""
         for connection in self.idle():
             if most <= 0:
                 break
-            place: Any = vars(connection).get("_place")  # None: it is lent, and returned, meanwhile
+            place: Any = vars(connection).get("_place")  # None: lent and returned since
             session: Session | None = place and place.session
             if session is None or not is_due(session) or not self._remove(connection):
                 continue
@@ -213,12 +215,12 @@ class Places(FairQueue["Connection"]):
             self.put(self._template.copy(place))
 
     def expire_all(self) -> None:
-        """Let every session that is open now be as old as one can be."""
+        """Mark all open sessions as expired. The idle ones remain in the queue."""
         for session in self._sessions():
             session.expires_at = -math.inf
 
     def wait_until_all_back(self, timeout: float | None) -> int:
-        """Wait up to `timeout` seconds until all is back in a closed pool, and return how many are still out."""
+        """Wait up to `timeout` seconds (None: for ever) until no connection is borrowed; return how many still are."""
         deadline = math.inf if timeout is None else monotonic() + timeout
         closer = Waiter()
         self._closers.append(closer)
@@ -230,7 +232,7 @@ class Places(FairQueue["Connection"]):
         return out
 
     def leave_sessions_to_parent(self) -> None:  # pragma: no cover  in a forked child
-        """In a forked child: let go of the parent's sessions, without a word to the server."""
+        """In a forked child: close the child's copies of the sockets, without sending anything to the server."""
         for place in self._alive():
             place.is_of_parent = True
             if place.session is not None:
@@ -240,7 +242,7 @@ class Places(FairQueue["Connection"]):
         return [record.newest() for record in self._records]
 
     def _alive(self) -> list[Place]:
-        """The places that something refers to; those that nothing does are replaced at the next look."""
+        """Return the places that are not lost."""
         return [place for place in [record.place() for record in self._newest()] if place is not None]
 
     def _sessions(self) -> list[Session]:
@@ -248,12 +250,12 @@ class Places(FairQueue["Connection"]):
 
 
 def close_idle(connection: Connection, reason: str) -> None:
-    """Close an idle connection, where it is open."""
+    """Close an idle connection, if it is open, and count that under `reason`."""
     connection._place.end_session(reason, Session.quit)
 
 
 def _is_ready(connection: Connection) -> bool:
-    """Whether it has no replies pending that have yet to come; a connection that is taken meanwhile is as good."""
+    """Whether no reply of a reset is still on its way. Also True if another thread has taken the connection since."""
     place = vars(connection).get("_place")
     session = place and place.session
     return session is None or session.pending is None or not session.awaits_replies()
@@ -265,10 +267,10 @@ def _warn_of_lost(lost: dict[str, Any], *, has_written: bool) -> None:
     )
     if has_written:
         message += (
-            ". What was written on it is lost: commit() before, use a with block, or make the pool with autocommit=True"
+            ". What it did not commit is lost: commit() before, use a with block, or make the pool with autocommit=True"
         )
     try:
         warnings.warn_explicit(message, ResourceWarning, lost["file"], lost["line"])
     except ResourceWarning:
-        # Warnings are errors here, but who looks is not who has lost it.
+        # The warnings filter raises this one, but the thread that runs here is not the one that lost the connection.
         logger.error("%s:%s: %s", lost["file"], lost["line"], message)

@@ -1,4 +1,4 @@
-"""Who may have a connection, and when."""
+"""The pool: it lends connections, takes them back, and decides when a session is reused, replaced or closed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from typing_extensions import Self, TypeVar  # which every type checker knows
+    from typing_extensions import Self, TypeVar  # part of every type checker
 
     from .place import Place
     from .stats import PoolStats
@@ -50,41 +50,51 @@ else:
     from typing import TypeVar
 
     Connection_co = TypeVar("Connection_co", covariant=True)
-#: A pool's `size` where neither it nor a smaller `maxsize` is given.
+#: A pool's `size` if neither `size` nor a smaller `maxsize` is given.
 DEFAULT_SIZE = 10
 
-# Keywords that would go through to PyMySQL. The last two are those of the old package between its classic releases and
-# its last ones.
+# Keywords that are refused, with the reason. They would be passed on to PyMySQL otherwise. The last two are from older
+# releases of pymysql-pool, after the first and before the last ones.
 _REFUSED = {
     "defer_connect": "the pool opens a connection when one is needed",
-    "max_size": "the bound is given as maxsize=",
-    "pre_create": "how many are opened at once is given as pre_create_num=",
+    "max_size": "use maxsize= for the most connections",
+    "pre_create": "use pre_create_num= for the number of connections to open at the start",
 }
 
 
 class ConnectionPool(Generic[Connection_co]):
-    """At most `maxsize` connections to one server, lent in the order of asking. All times are seconds, as floats.
+    """A pool of at most `maxsize` connections to one server, lent in the order of the requests.
 
-    - `size` (None: 10, or `maxsize` where that is less): how many are meant to be open; `maxsize`: the bound under
-      load (None: `size`); `pre_create_num`: how many are opened at once, up to `maxsize` (None: all of `size`).
-    - `name`: defaults to `host-port-user-database`.
-    - `con_lifetime` (3600.0; 0, negative or None: no end): a connection older than this is replaced when it is borrowed
-      or returned.
-    - `idle_timeout` (600.0; None: never): how long connections above `size` may rest.
-    - `ping_after` (30.0; 0: always; None: never): one that has rested longer is pinged before it is lent.
-    - `max_waiting` (None: no limit): with so many threads in the line, the next is refused at once.
-    - `leak_warning` (None: never): a connection held longer is logged, with the line of the borrow.
-    - `reset`: what of a borrower's session is undone before the next one's first command: "auto" what may have been
-      left, "session" always all, "rollback" transactions only, None nothing.
-    - `connection_class`: a subclass of `Connection`.
-    - `on_connect` (None): called with each new session's connection, as PyMySQL's own without a pool, and again after
-      each reset, before the next borrower gets it; what it leaves open is committed. An error in it is an error in
-      opening the connection.
+    All times are seconds, as floats.
 
-    All other keywords are those of `pymysql.connect()`; a `password` that is a callable is asked at each opening.
+    - `size` (int; default 10, or `maxsize` if that is less): the number of connections to keep open.
+    - `name` (str; default `host-port-user-database`): appears in errors and in the log.
+    - `maxsize` (int; default `size`): the most connections that can be open at once.
+    - `pre_create_num` (int; default `size`): how many connections the constructor opens, up to `maxsize`.
+    - `con_lifetime` (seconds, default 3600.0; 0, negative or None: unlimited): an older connection is replaced when it
+      is borrowed or returned.
+    - `idle_timeout` (seconds, default 600.0; None: unlimited): how long a connection above `size` may be idle before it
+      is closed.
+    - `ping_after` (seconds, default 30.0; 0: always; None: never): a connection that was idle for longer is pinged
+      before it is lent.
+    - `max_waiting` (int; default None, no limit): if this many threads are waiting, the next one is refused at once.
+    - `leak_warning` (seconds; default None, never): a connection that is borrowed for longer is logged as a warning,
+      with the line where it was borrowed.
+    - `reset` (default "auto"): what is undone between two borrowers: "auto" everything that the borrower may have
+      changed, "session" always everything, "rollback" only transactions, None nothing.
+    - `connection_class` (default `Connection`): a subclass of it.
+    - `on_connect` (default None): a callable that is called with the connection of each new session, and again after
+      each reset, before the connection is lent. It can use the connection like a PyMySQL connection without a pool; an
+      open transaction is committed afterwards. An error in it is treated as an error in opening the connection.
 
-    Raises TypeError or ValueError for a bad argument and PyMySQL's own error where a connection can't be opened; what
-    has been opened by then is closed.
+    All other keywords are passed to `pymysql.connect()`. If `password` is a callable, it is called for each new
+    connection, and returns the password.
+
+    `maxsize`, `name`, `con_lifetime` (`math.inf` if unlimited), `idle_timeout`, `ping_after`, `leak_warning` and
+    `reset` are also attributes of the pool. They are meant to be read, not changed.
+
+    Raises TypeError or ValueError for a wrong argument, and PyMySQL's own error if a connection cannot be opened; the
+    connections that were opened before are then closed.
     """
 
     def __init__(
@@ -105,11 +115,11 @@ class ConnectionPool(Generic[Connection_co]):
         **connect_kwargs: Any,
     ) -> None:
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"name should be a string, not {name!r}: a bound is given as maxsize=")
+            raise TypeError(f"name should be a string, not {name!r}: use maxsize= for the most connections")
         if by_name_only:
             raise TypeError(
-                "only size and name are given by position: maxsize=, pre_create_num=, con_lifetime=, host= and all "
-                "others by name"
+                "only size and name can be given by position: maxsize=, pre_create_num=, con_lifetime=, host= and all "
+                "others must be given by name"
             )
         size, maxsize, pre_create_num = _counts(size, maxsize, pre_create_num)
         if max_waiting is not None:
@@ -121,7 +131,7 @@ class ConnectionPool(Generic[Connection_co]):
                 f"connection_class should be a subclass of pymysqlpool.Connection, not {connection_class!r}"
             )
         if not (on_connect is None or callable(on_connect)):
-            raise TypeError(f"on_connect should be a function of a connection, not {on_connect!r}")
+            raise TypeError(f"on_connect should be a callable that takes a connection, not {on_connect!r}")
         _check_keywords(connect_kwargs)
         _replace_deprecated(connect_kwargs)
         self.maxsize = maxsize
@@ -145,7 +155,7 @@ class ConnectionPool(Generic[Connection_co]):
         self._template = Template(connection_class, connect_kwargs)
         self._opener = Opener(self.name, self.con_lifetime, reset)
         self._begin()
-        _announce(self)
+        _notify_watchers(self)
         try:
             for connection in [self._pool.get() for _ in range(pre_create_num)]:
                 self._open(connection)
@@ -155,17 +165,18 @@ class ConnectionPool(Generic[Connection_co]):
             raise
 
     def _begin(self) -> None:
-        """Begin with places of which none is open, in a new pool or in a forked child."""
+        """Set up the places, none of them open: in a new pool, and in a forked child."""
         self._pool = Places(self._template, self.maxsize, self._max_waiting)
-        # A pool that is dropped, or alive when the interpreter exits, takes its leave from the server.
+        # Closes the idle connections when the pool is garbage collected, or when the interpreter exits.
         self._finalizer = weakref.finalize(self, _close_all_idle, self._pool)
         self._last_failure: MySQLError | None = None
+        # Borrow and return compare the time with _next_check only: it is -inf while there are observers.
         self._next_check = self._next_maintenance = 0.0
         _pools.add(self)
 
     # Borrow
 
-    def get_connection(  # noqa: C901, PLR0912  one for each way in which it ends
+    def get_connection(  # noqa: C901, PLR0912  each branch is one outcome of a borrow
         self,
         timeout: float | None = 1,
         retry_num: int = 1,
@@ -173,36 +184,40 @@ class ConnectionPool(Generic[Connection_co]):
         *,
         retry_interval: float | None = None,
     ) -> Connection_co:
-        """Borrow a connection, in up to `retry_num + 1` tries of `timeout` seconds each.
+        """Borrow a connection, and return it.
 
-        A `timeout` of 0 is at once, None for ever. It is the wait in the line, in which a retry keeps its place;
-        opening a connection has PyMySQL's `connect_timeout`. Where the server is full (1040, `max_user_connections`) or
-        a node of a cluster is not ready (1047) the thread waits too, for what is returned and for the server.
-        `retry_interval` is the name that later releases of the old package gave the seconds of a try. With `pre_ping`
-        the connection is pinged, however short it has rested.
+        - `timeout` (seconds; 0: do not wait; None: wait for ever) and `retry_num` (int): wait for up to `retry_num + 1`
+          times `timeout` for a connection. A retry does not change the thread's position among the waiting threads.
+          Opening a connection is not included in this time; PyMySQL's `connect_timeout` limits it.
+        - `pre_ping`: ping the connection before it is lent, even if it was idle for less than `ping_after`.
+        - `retry_interval` (seconds): replaces `timeout`; the name that later releases of the older package used.
 
-        Raises `GetConnectionFromPoolError` when the time is over, `PoolClosedError` when the pool is closed, and
-        PyMySQL's own error when the server can't be reached.
+        If the server has no free connection (errors 1040, ER_CON_COUNT_ERROR, and 1203 or 1226, for the limits of one
+        user), or a cluster node is not ready (1047, ER_UNKNOWN_COM_ERROR), the thread waits until a connection is
+        returned or the server accepts a new one.
+
+        Raises `GetConnectionFromPoolError` if there is no connection in time or `max_waiting` threads are waiting
+        already, `PoolClosedError` if the pool is closed, and PyMySQL's own error if a connection cannot be opened.
         """
         if retry_interval is not None:
             timeout = retry_interval
-        wait: float | None = 2.0
+        wait: float | None = 2.0  # the default arguments' value, which needs no check
         if timeout != 1 or retry_num != 1:
-            wait = _whole_wait("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
+            wait = _total_timeout("timeout" if retry_interval is None else "retry_interval", timeout, retry_num)
         while True:
             try:
                 connection = self._pool.get(True, wait)
             except LineTooLong:
                 self._pool.refused.increment()
                 raise self._exhausted(
-                    f"now: {self._max_waiting} wait already, and max_waiting is {self._max_waiting}"
+                    f"now: {self._max_waiting} threads are waiting already, the most that max_waiting allows"
                 ) from None
             except queue.Empty:
                 self._pool.timed_out.increment()
                 error = self._exhausted(f"within {timeout}*{retry_num + 1} second(s)")
                 if self._last_failure is not None:
                     raise error from self._last_failure
-                raise error  # noqa: B904  while handling queue.Empty, as ever
+                raise error  # noqa: B904  queue.Empty remains its context, as in earlier releases
             except QueueClosed:
                 raise PoolClosedError(f"pool({self.name}) is closed") from None
             try:
@@ -210,7 +225,7 @@ class ConnectionPool(Generic[Connection_co]):
                 now = monotonic()
                 try:
                     place.loan.begin(_getframe(1), now)
-                except ValueError:  # no line of Python has called: it is a thread's or a greenlet's first
+                except ValueError:  # there is no calling frame: this is the first function of a thread or greenlet
                     place.loan.begin(_getframe(), now)
                 session = place.session
                 if (
@@ -232,8 +247,8 @@ class ConnectionPool(Generic[Connection_co]):
                 if not (isinstance(reason, MySQLError) and refuses_sessions(reason)):
                     raise
             else:
-                return connection  # type: ignore[return-value]  # the template makes them of this class
-            # The server is full: who wants a connection waits for one, as where the pool is.
+                return connection  # type: ignore[return-value]  # the template makes connections of this class
+            # The server is full: wait for a connection, as if the pool were exhausted.
             wait = wait and max(wait - waited - (monotonic() - now), 0.0)
 
     @contextlib.contextmanager
@@ -245,16 +260,23 @@ class ConnectionPool(Generic[Connection_co]):
         *,
         retry_interval: float | None = None,
     ) -> Iterator[Connection_co]:
-        """A block with the whole `Connection`: commit, or rollback on an exception, then back. As `get_connection`."""
+        """Borrow a connection for a `with` block, whose target is the `Connection` itself and not a cursor.
+
+        The end of the block commits, or rolls back after an exception, and returns the connection. Parameters and
+        errors are those of `get_connection()`; an error in the commit is raised by the block.
+        """
         connection = self.get_connection(timeout, retry_num, pre_ping, retry_interval=retry_interval)
         connection._place.loan.is_for(_getframe())
         with connection:
-            if connection._block is not None:  # else a subclass has an __enter__ of its own
+            if connection._block is not None:  # None if a subclass overrides __enter__
                 connection._block.has_handle_alone = True
             yield connection
 
     def _make_ready(self, connection: Connection, now: float, *, pre_ping: bool) -> Connection:
-        """A connection that may be lent: `connection`, opened where it was not, or another where it is not fit."""
+        """Return a connection that can be lent: `connection`, opened if necessary, or a new one if it is not usable.
+
+        `now` is the time of the borrow. Raises what `_open()` raises, and `PoolClosedError`.
+        """
         place = connection._place
         session = place.session
         if session is not None:
@@ -266,12 +288,12 @@ class ConnectionPool(Generic[Connection_co]):
                 return connection
             connection = self._template.copy(place)
         self._open(connection)
-        if self._pool.closed:  # meanwhile
+        if self._pool.closed:  # while the connection was being opened
             raise PoolClosedError(f"pool({self.name}) is closed")
         return connection
 
     def _find_fault(self, connection: Connection, session: Session, now: float, *, pre_ping: bool) -> str | None:
-        """Why an idle session is not there, or not clean; None where it is both. No lock is held."""
+        """Return None if an idle session is alive and clean, else the reason for closing it, a field of `Closed`."""
         pings = pre_ping or now - session.idle_since >= self._ping_after
         was_reset = self._on_connect is not None and session.pending not in (None, ROLLBACK)
         must_read = pings or was_reset or session.is_first_reset()
@@ -292,35 +314,35 @@ class ConnectionPool(Generic[Connection_co]):
             try:
                 with connection._timeouts(connection.connect_timeout):
                     self._call_on_connect(connection, session)
-            except Exception:  # noqa: BLE001  if it lasts, it is raised for the session that takes the place of this
+            except Exception:  # noqa: BLE001  if it recurs on the new session, it is raised there
                 return "reset"
-        # Where no reply is pending the server has closed the session (KILL, wait_timeout, restart), perhaps with a
-        # parting error packet.
+        # An idle session without pending replies receives nothing, unless the server has closed it (KILL, wait_timeout,
+        # restart), some with a last error packet.
         return "broken" if session.pending is None and session.poll(0) else None
 
     def _call_on_connect(self, connection: Connection, session: Session) -> None:
-        """Call `on_connect`, outside every lock, with the connection of a session that is new, or as good as new.
+        """Call `on_connect` with the connection of a session that is new or has just been reset. Holds no lock.
 
-        Raises what it raises.
+        Raises what `on_connect` raises, and `PoolError` if it has closed or reconnected the connection.
         """
         if self._on_connect is None or session.sock is None:
             return
-        token, connection._token = connection._token, None  # what it does is nothing that a borrower leaves behind
+        token, connection._token = connection._token, None  # so that its statements do not count as a borrower's
         self._on_connect(connection)
         if connection._sock is session.sock:
-            connection.commit()  # which reads what it has left unread, too
+            connection.commit()  # also reads results that it has left unread
         if connection._sock is not session.sock:
-            raise PoolError("on_connect has closed the connection, or opened it again")
+            raise PoolError("on_connect has closed or reconnected the connection")
         connection._token, connection._result = token, None
 
     def _open(self, connection: Connection) -> None:
-        """Open a connection, outside every lock. Raises PyMySQL's error where that fails."""
+        """Open a connection, without a lock. Raises PyMySQL's error if that fails, and what `on_connect` raises."""
         place = connection._place
         place.loan.is_opening = True
         before = vars(connection).copy()
         began = monotonic()
         try:
-            # The handshake, too, has `connect_timeout` for each of its steps.
+            # PyMySQL applies `connect_timeout` to the connect() call only. Here each step of the handshake has it too.
             with connection._timeouts(connection.connect_timeout):
                 session = self._opener.open(connection)
                 self._call_on_connect(connection, session)
@@ -344,7 +366,10 @@ class ConnectionPool(Generic[Connection_co]):
         self._notify_observers("create", seconds)
 
     def _replace_session(self, connection: Connection) -> None:
-        """Give a borrowed connection another session: its own has turned out not to be clean before it was used."""
+        """Replace the session of a borrowed connection that has not been used yet.
+
+        Called if the pending replies show that the reset of the session has failed.
+        """
         place = connection._place
         place.end_session("reset", Session.abandon)
         connection._force_close()
@@ -352,10 +377,10 @@ class ConnectionPool(Generic[Connection_co]):
         self._open(other)
         assert place.session is not None
         connection._take_session(place.session)
-        other._sock = other._rfile = None
+        other._sock = other._rfile = None  # or its finalizer would close the socket
 
     def _put_back_unused(self, connection: Connection) -> float:
-        """Put a place back that was taken and could not be lent. Returns how many seconds it was waited for."""
+        """Put back a place that was taken but could not be lent. Return how many seconds the thread waited for it."""
         place: Place = vars(connection).pop("_place")
         place.loan.borrower = None
         waited = place.totals.last_wait()
@@ -364,7 +389,7 @@ class ConnectionPool(Generic[Connection_co]):
         return waited
 
     def _exhausted(self, text: str) -> GetConnectionFromPoolError:
-        """The error for a borrower who has got nothing, naming the culprits."""
+        """Return the error for a borrower that got no connection. It lists the threads that hold the connections."""
         self._maintain(monotonic())
         error = GetConnectionFromPoolError(f"can't get connection from pool({self.name}) {text}")
         error.holders = []
@@ -375,31 +400,32 @@ class ConnectionPool(Generic[Connection_co]):
             error.holders.append(holder)
             if hasattr(error, "add_note"):  # pragma: no branch  since Python 3.11
                 ended = "" if holder["alive"] else " (ended)"
-                own = " - which now waits for itself" if loan.borrower is threading.current_thread() else ""
+                itself = " - which now waits for itself" if loan.borrower is threading.current_thread() else ""
                 error.add_note(
                     "held for {seconds:.3f} s by {thread!r}{0}, borrowed at {file}:{line}{1}".format(
-                        ended, own, **holder
+                        ended, itself, **holder
                     )
                 )
-        if self.maxsize == self._size and hasattr(error, "add_note"):  # pragma: no branch  the latter
-            error.add_note(f"the pool is fixed at {self._size}: a larger maxsize= lets it grow")
+        if self.maxsize == self._size and hasattr(error, "add_note"):  # pragma: no branch  add_note, as above
+            error.add_note(f"the pool has a fixed size of {self._size}: a larger maxsize= lets it grow")
         return error
 
-    # Care, taken at borrow and return: the pool has no thread of its own
+    # Maintenance, done when connections are borrowed and returned, as the pool has no thread of its own
 
     def _check(self, now: float) -> None:
-        """Take care of what is due, and set the time of the next check: at once where there are observers.
+        """Do the maintenance that is due, and set the time of the next check.
 
-        So a pool without observers spends no step on them.
+        With observers, each borrow and return runs this check and then notifies them. So borrow and return need only
+        one comparison for both, and a pool without observers pays nothing for them.
         """
         if now >= self._next_maintenance:
             self._maintain(now)
         self._next_check = self._next_maintenance
-        if self._observers:  # looked at afterwards, as one may have come meanwhile
+        if self._observers:  # tested last, as another thread may have added one since
             self._next_check = -math.inf
 
     def _maintain(self, now: float) -> None:
-        """Log what is held for too long, and close what has rested for too long."""
+        """Log connections that are borrowed for too long, and close those that are idle for too long."""
         self._next_maintenance = math.inf
         if self.leak_warning is not None:
             self._check_leaks(now, self.leak_warning)
@@ -410,7 +436,7 @@ class ConnectionPool(Generic[Connection_co]):
             self._next_maintenance = min(self._next_maintenance, now + self.idle_timeout / 10)
 
     def _check_leaks(self, now: float, leak_warning: float) -> None:
-        """Log the connections that are held for longer than `leak_warning`, each once."""
+        """Log the connections that are borrowed for longer than `leak_warning` seconds, each one once."""
         self._next_maintenance = min(self._next_maintenance, now + leak_warning)
         for loan in self._pool.borrows():
             holder = loan.as_data()
@@ -419,7 +445,7 @@ class ConnectionPool(Generic[Connection_co]):
             if now - loan.since >= leak_warning:
                 loan.was_warned_of = True
                 logger.warning(
-                    "pool(%s): a connection is held for %.1f s by %r, borrowed at %s:%d",
+                    "pool(%s): a connection has been held for %.1f s by %r, borrowed at %s:%d",
                     self.name,
                     now - loan.since,
                     holder["thread"],
@@ -430,10 +456,10 @@ class ConnectionPool(Generic[Connection_co]):
                 self._next_maintenance = min(self._next_maintenance, loan.since + leak_warning)
 
     def _observe(self, observer: Callable[[str, float], object]) -> None:
-        """From now on call `observer` with "wait", "create" or "use", and how many seconds that took, for histograms.
+        """Call `observer(event, seconds)` from now on, for histograms: "wait", "create" or "use", and its duration.
 
-        It is called for each connection that is borrowed, opened or returned, in the thread that does so, when that is
-        done, and outside of every lock. What takes long there keeps that thread, and nobody else. An error is logged.
+        It is called after a connection was borrowed, opened or returned, in the thread that did so, without a lock. A
+        slow observer delays only that thread. An exception in it is logged.
         """
         self._pool.forget_last_waits()
         self._observers.append(observer)
@@ -443,28 +469,34 @@ class ConnectionPool(Generic[Connection_co]):
         for observer in self._observers:
             try:
                 observer(what, seconds)
-            except Exception:  # noqa: BLE001  whatever it is, it is not the borrower's
-                logger.exception("pool(%s): an observer has failed", self.name)
+            except Exception:  # noqa: BLE001  an observer's error must not reach the borrower
+                logger.exception("pool(%s): an observer raised an exception", self.name)
 
     # Return
 
     def put_connection(self, connection: Connection) -> None:
-        """`connection.close()`. Raises `ReturnConnectionToPoolError` for what is not a connection of this pool."""
+        """Return `connection` to the pool, as `connection.close()` does. Closing it twice does nothing.
+
+        Raises `ReturnConnectionToPoolError` if it is not a connection of this pool.
+        """
         if getattr(connection, "_pool", None) is not self:
-            raise ReturnConnectionToPoolError(f"pool({self.name}) takes back its own connections, not {connection!r}")
+            raise ReturnConnectionToPoolError(f"{connection!r} is not a connection of pool({self.name})")
         connection.close()
 
     _put_connection = put_connection
 
-    def _take_back(  # noqa: C901  one for each way in which it ends
+    def _take_back(  # noqa: C901  each branch is one outcome of a return
         self, handle: Connection, error: BaseException | None = None
     ) -> None:
-        """End the loan of `handle`, which may have met with `error`. It waits for no server."""
-        place = handle.__dict__.pop("_place", None)  # one atomic step: of two threads that return at once, one does
+        """End the loan of `handle`, and put its place back into the queue. It does not wait for the server.
+
+        `error` is the exception that ended the borrow, if there was one.
+        """
+        place = handle.__dict__.pop("_place", None)  # atomic: of two threads that return it, one succeeds
         if place is None or place.is_of_parent:
             return
         if place.record.place() is None:
-            # The collector has given it up, and may have closed its socket; and then a finalizer returns it.
+            # A finalizer returns the handle too late: the place is lost, and its socket may be closed.
             handle._force_close()
             return
         if error is not None:
@@ -483,6 +515,7 @@ class ConnectionPool(Generic[Connection_co]):
                 connection = self._reuse(place, session, handle, error)
             else:
                 connection = self._template.successor(place, handle._current_timeout)
+        # The loan ends before the place is put back, as the next borrower writes the same loan.
         loan = place.loan
         loan.borrower = None
         seconds = now - loan.since
@@ -506,19 +539,23 @@ class ConnectionPool(Generic[Connection_co]):
             logger.debug("Put connection back to pool(%s)", self.name)
 
     def _is_beyond_reset(self, session: Session, left: int) -> bool:
-        """Whether what is left is what the server can't undo."""
+        """Whether the borrower has left something that a reset cannot undo on this server."""
         reset = session.reset
         return left == BROKEN or (reset is not None and left >= DIRTY and (left == LOST or bool(reset.server.kept)))
 
     def _reuse(self, place: Place, session: Session, handle: Connection, error: BaseException | None) -> Connection:
-        """A connection with the same session, and on its way to the server what undoes what the borrower has left."""
+        """Send the commands that clean the session, if any are needed, and return a new connection with the session.
+
+        The replies are pending then. They are read before the reply to the next borrower's first command.
+        """
         commands = None
         if handle._left >= DIRTY and session.reset is not None:
-            is_doubtful = handle._left == DOUBTFUL or self._on_connect is not None  # which may have chosen a database
+            is_doubtful = handle._left == DOUBTFUL or self._on_connect is not None  # it may have changed the database
             commands = session.reset.commands(with_database=is_doubtful)
             if handle._may_be_in_transaction or is_doubtful:
-                # A proxy may answer the reset itself. Nor does a reset end an XA transaction that is prepared: MariaDB
-                # goes on half in it, and commits nothing any more. A ROLLBACK fails there, and costs the session.
+                # A proxy may answer the reset itself, without ending the transaction. Nor does a reset end a prepared
+                # XA transaction: a MariaDB session then remains half in it, and commits nothing any more. The ROLLBACK
+                # fails in that case, and the session is replaced.
                 commands = ROLLBACK + commands
         elif handle._may_be_in_transaction and (self.reset is not None or error is not None):
             commands = ROLLBACK
@@ -528,36 +565,38 @@ class ConnectionPool(Generic[Connection_co]):
                 connection._send(session, commands)
             except MySQLError:
                 return self._recreate(place, "broken", Session.abandon)
+            # Make the next borrow read the replies at once: to compare what the server's first reset has restored, or
+            # to call on_connect.
             if session.is_first_reset() or (self._on_connect is not None and commands != ROLLBACK):
                 session.check_at = session.idle_since
         return connection
 
     def _recreate(self, place: Place, reason: str, end: Callable[[Session], None]) -> Connection:
-        """A connection that is yet to be opened; its session is closed."""
+        """Close the session of `place`, and return a new connection that is not open yet."""
         place.end_session(reason, end)
         return self._template.copy(place)
 
     # State
 
     def size(self) -> int:
-        """How many connections can be borrowed at this moment without waiting."""
+        """Return how many connections can be borrowed at this moment without waiting, open or not."""
         self._pool.replace_lost()
         return self._pool.qsize()
 
     @property
     def available_num(self) -> int:
-        """How many connections are open and idle."""
+        """The number of connections that are open and idle."""
         return self._pool.number_idle()
 
     @property
     def total_num(self) -> int:
-        """How many connections are open in all, idle or borrowed."""
+        """The number of connections that are open, idle or borrowed."""
         return self._pool.number_open()
 
     connection_num = total_num
 
     def stats(self) -> PoolStats:
-        """What there is at this moment, and what has been counted since the pool was made. It takes no lock."""
+        """Return a `PoolStats`: the present state of the pool, and counters since it was made. It takes no lock."""
         self._pool.replace_lost()
         return self._pool.stats()
 
@@ -572,18 +611,23 @@ class ConnectionPool(Generic[Connection_co]):
             "a ConnectionPool is bound to sockets and threads of this process and can't be pickled or copied"
         )
 
-    # End
+    # Close
 
     def drain(self) -> None:
-        """Retire every connection opened before now: the idle ones at once, the others when they come back."""
+        """Replace all connections that are open now, for example after a failover.
+
+        Idle ones are closed before this returns, borrowed ones when they are returned. The pool remains open.
+        """
         self._pool.expire_all()
         self._pool.close_idle_if("drained", lambda session: session.expires_at == -math.inf, self.maxsize)
 
     def close(self, timeout: float | None = 0.0) -> int:
-        """Lend no more, wake those that wait, close what is idle; what is borrowed is closed when it comes back.
+        """Close the pool and its idle connections. Waiting threads get `PoolClosedError`, as do later borrows.
 
-        Waits up to `timeout` seconds (None: for ever) for that, and returns how many are still out. Closing again does
-        no harm.
+        Borrowed connections are closed when they are returned. Waits up to `timeout` seconds (float; None: for ever)
+        for that, and returns the number of connections that are still borrowed. It may be called again.
+
+        Raises TypeError or ValueError if `timeout` is not a number of seconds.
         """
         _seconds("timeout", timeout)
         for connection in self._pool.close():
@@ -591,7 +635,7 @@ class ConnectionPool(Generic[Connection_co]):
         return self._pool.wait_until_all_back(timeout)
 
     def __enter__(self) -> Self:
-        """The pool itself, which is closed at the end of the block."""
+        """Return the pool, which the end of the block closes."""
         return self
 
     def __exit__(
@@ -601,7 +645,7 @@ class ConnectionPool(Generic[Connection_co]):
         self.close()
 
     def _reset_in_child(self) -> None:  # pragma: no cover  in a forked child
-        """After a fork: the sessions are the parent's, who knows nothing of what is done here. Takes no lock."""
+        """Start with an empty pool after a fork: the sessions belong to the parent process. It takes no lock."""
         self._finalizer.detach()
         closed = self._pool.closed
         self._pool.leave_sessions_to_parent()
@@ -612,12 +656,13 @@ class ConnectionPool(Generic[Connection_co]):
 
 
 class ConnectionPoolSingleton(ConnectionPool):
-    """One pool for the whole program: the first call makes it, each later one returns it and looks at no argument."""
+    """One pool for the whole program: the first call creates it, later calls return it and ignore their arguments."""
 
     _first: dict[type, ConnectionPoolSingleton] = {}  # noqa: RUF012  shared on purpose
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ConnectionPoolSingleton:
-        """The pool of this class, made now if there is none or it has been closed."""
+        """Return the pool of this class. It is created if there is none, or if the last one is closed."""
+        # Each pool that was closed refers to the pool that replaced it, so that a replacement, too, is one atomic step.
         one = cls._first.get(cls)
         while one is not None and one._pool.closed and "_next" in vars(one):
             one = vars(one)["_next"]
@@ -625,25 +670,25 @@ class ConnectionPoolSingleton(ConnectionPool):
             return one
         made = super().__new__(cls)
         ConnectionPool.__init__(made, *args, **kwargs)
-        # setdefault is one atomic step: of two threads that get here at once, each with a pool, one is first.
+        # setdefault is atomic: if two threads get here, each with a new pool, one of the pools is kept.
         first: ConnectionPoolSingleton
         first = cls._first.setdefault(cls, made) if one is None else vars(one).setdefault("_next", made)
         if first is not made:
             made.close()
         return first
 
-    if not TYPE_CHECKING:  # its arguments are those of the class above
+    if not TYPE_CHECKING:  # for type checkers, the arguments are those of ConnectionPool
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            """Nothing: `__new__` has done it."""
+            """Do nothing: `__new__` has initialized the pool."""
 
 
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
-#: Called with each pool that is made from now on, before it opens a connection: `metrics` observes them all.
+#: Called with each new pool, before it opens a connection. `metrics` uses this to observe all pools.
 _watchers: list[Callable[[ConnectionPool], object]] = []
 
 
-def _announce(pool: ConnectionPool) -> None:
+def _notify_watchers(pool: ConnectionPool) -> None:
     for watch in _watchers:
         watch(pool)
 
@@ -658,7 +703,10 @@ if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
 
 
 def _close_all_idle(places: Places) -> None:
-    """Close what is idle, without a lock, as the collector may call this inside any; a thread may go on at exit."""
+    """Close the idle connections, when the pool is garbage collected or at exit.
+
+    It takes no lock, as the collector may run while any lock is held. At exit, other threads may still use the queue.
+    """
     while places.queue:
         with contextlib.suppress(IndexError):
             close_idle(places.queue.pop(), "pool")
@@ -671,7 +719,7 @@ def _why_expired(session: Session, now: float) -> str | None:
 
 
 def _check_count(name: str, value: int, at_least: int = 0, at_most: float = math.inf) -> int:
-    """`value`, if it is a whole number within the limits."""
+    """Return `value`. Raises TypeError if it is not a whole number, ValueError if it is out of range."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} should be a whole number, not {value!r}")
     if not at_least <= value <= at_most:
@@ -681,7 +729,7 @@ def _check_count(name: str, value: int, at_least: int = 0, at_most: float = math
 
 
 def _counts(size: int | None, maxsize: int | None, pre_create_num: int | None) -> tuple[int, int, int]:
-    """The three of a pool, with their defaults."""
+    """Check the three arguments, and return them with their defaults filled in."""
     if size is None:
         size = DEFAULT_SIZE if maxsize is None else min(DEFAULT_SIZE, _check_count("maxsize", maxsize, at_least=1))
     _check_count("size", size, at_least=1)
@@ -691,11 +739,11 @@ def _counts(size: int | None, maxsize: int | None, pre_create_num: int | None) -
 
 
 def _seconds(name: str, seconds: Any, at_least: float = 0) -> float | None:
-    """`seconds` as a float, if it is a number of seconds, or None."""
+    """Return `seconds` as a float, or None. Raises TypeError if it is no number, ValueError if it is out of range."""
     if seconds is None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, (numbers.Real, decimal.Decimal)):
-        raise TypeError(f"{name} should be seconds or None, not {seconds!r}")
+        raise TypeError(f"{name} should be a number of seconds or None, not {seconds!r}")
     value: Any = seconds
     if not value >= at_least:
         raise ValueError(f"{name} should be at least {at_least} seconds, not {seconds!r}")
@@ -704,11 +752,11 @@ def _seconds(name: str, seconds: Any, at_least: float = 0) -> float | None:
     return float(value)
 
 
-def _whole_wait(name: str, timeout: float | None, retry_num: int) -> float | None:
-    """The seconds of all tries: a retry is so long again, at the same position in the line."""
+def _total_timeout(name: str, timeout: float | None, retry_num: int) -> float | None:
+    """Return the seconds of all tries together, `timeout` for each; None if there is no limit."""
     if not isinstance(retry_num, int):
         raise TypeError(
-            f"retry_num should be a whole number, not {retry_num!r}: the seconds of a try are given as retry_interval="
+            f"retry_num should be a whole number, not {retry_num!r}: use retry_interval= for the seconds of one try"
         )
     if retry_num < 0:
         raise ValueError(f"retry_num should be at least 0, not {retry_num}")
@@ -717,14 +765,14 @@ def _whole_wait(name: str, timeout: float | None, retry_num: int) -> float | Non
 
 
 def _check_keywords(connect_kwargs: dict[str, Any]) -> None:
-    """Raise for what can be no keyword of PyMySQL's here."""
+    """Raise TypeError for keywords of PyMySQL and of older releases that a pool does not accept."""
     for keyword, reason in _REFUSED.items():
         if keyword in connect_kwargs:
-            raise TypeError(f"{keyword} is no argument: {reason}")
+            raise TypeError(f"{keyword} is not an argument of a pool: {reason}")
 
 
 def _replace_deprecated(connect_kwargs: dict[str, Any]) -> None:
-    """Do for PyMySQL's deprecated keywords what it does itself, but with the warning at the user's line."""
+    """Replace deprecated keywords as PyMySQL does, but with the warning at the user's line."""
     for old, new in (("db", "database"), ("passwd", "password")):
         value = connect_kwargs.pop(old, None)
         if value is not None and not connect_kwargs.get(new):
@@ -741,7 +789,8 @@ def _replace_deprecated(connect_kwargs: dict[str, Any]) -> None:
 
 
 def _without_frames(error: MySQLError) -> MySQLError:
-    """A copy of `error` that refers to no frames, which would keep connections alive."""
-    copy = type(error).__new__(type(error), *error.args)  # not by its class, which may have a signature of its own
+    """Return a copy of `error` without its traceback, whose frames would keep connections alive."""
+    # The class is not called, as its __init__ may take other arguments.
+    copy = type(error).__new__(type(error), *error.args)
     vars(copy).update({name: value for name, value in vars(error).items() if name != "original_exception"})
     return copy
