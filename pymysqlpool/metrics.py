@@ -3,9 +3,9 @@
 pymysqlpool.metrics.prometheus()  # pip install pymysql-pool[prometheus]
 pymysqlpool.metrics.opentelemetry()  # pip install pymysql-pool[opentelemetry]
 
-Called once, where the program begins. Pools that are made later are there too; one that is closed, and has all its
-connections back, is there no more. A forked worker has metrics of its own, which begin at zero. Pools of one name count
-as one.
+Call one of them once, when the program starts. Pools that are made later are included. A closed pool is left out as
+soon as none of its connections is borrowed any more. A forked worker has metrics of its own, which start at zero. Pools
+with the same name are added up.
 https://opentelemetry.io/docs/specs/semconv/database/database-metrics/
 """
 
@@ -27,39 +27,45 @@ if TYPE_CHECKING:
 
     from .pool import ConnectionPool
 
-#: The bounds of the histograms' buckets, in seconds: those that the conventions have for operations of a client.
+#: The bounds of the histograms' buckets, in seconds, from the conventions for the duration of client operations:
+#: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/#metric-dbclientoperationduration
 BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 _NAME = "db.client.connection."
 _POOL, _STATE = "db.client.connection.pool.name", "db.client.connection.state"
 
-#: What is asked for when metrics are collected: description, unit, and for each state the value of one pool.
+#: The metrics that are read at collection: description, unit, and for each state the function that reads it.
 _GAUGES: dict[str, tuple[str, str, dict[str | None, Callable[[_Moment], int]]]] = {
     "count": (
         "The number of connections that are open, by state.",
         "{connection}",
         {"idle": lambda now: now.idle, "used": lambda now: now.used},
     ),
-    "idle.max": ("How many idle connections may be open.", "{connection}", {None: lambda now: now.max}),
+    "idle.max": ("The maximum number of idle connections.", "{connection}", {None: lambda now: now.max}),
     "idle.min": (
-        "How many connections are not closed for being idle.",
+        "The number of connections that are kept open when idle.",
         "{connection}",
         {None: lambda now: now.idle_min},
     ),
-    "max": ("How many connections may be open.", "{connection}", {None: lambda now: now.max}),
-    "pending_requests": ("How many threads wait for a connection.", "{request}", {None: lambda now: now.pending}),
+    "max": ("The maximum number of open connections.", "{connection}", {None: lambda now: now.max}),
+    "pending_requests": (
+        "The number of threads that are waiting for a connection.",
+        "{request}",
+        {None: lambda now: now.pending},
+    ),
 }
-_TIMEOUTS = "timeouts", "How many borrows have got no connection in time."
-#: The histograms, by what the pool calls it: name, description, and the seconds of it in the pool's statistics.
+_TIMEOUTS = "timeouts", "The number of borrows that got no connection in time."
+#: The histograms, by the event that observers are called with: name, description, and the field of `PoolStats` with
+#: the total seconds.
 _TIMES = {
-    "create": ("create_time", "How long it took to open a connection.", "seconds_opening"),
-    "wait": ("wait_time", "How long a borrower waited for a connection.", "seconds_waited"),
-    "use": ("use_time", "How long a connection was borrowed.", "seconds_used"),
+    "create": ("create_time", "The time it took to open a connection.", "seconds_opening"),
+    "wait": ("wait_time", "The time a borrower waited for a connection.", "seconds_waited"),
+    "use": ("use_time", "The time between borrowing a connection and returning it.", "seconds_used"),
 }
 
 
 class _Moment(NamedTuple):
-    """The pools of one name at one moment."""
+    """The state of all pools with one name at one moment."""
 
     idle: int
     used: int
@@ -73,13 +79,13 @@ class _Moment(NamedTuple):
 
 
 class _Watch:
-    """The pools of this process, those that are yet to be made included."""
+    """The pools of this process, including those that are made later."""
 
     def __init__(self) -> None:
         self._pools: list[ref[ConnectionPool]] = []
 
     def begin(self) -> None:
-        """Watch all pools from now on, in this process and in those that are forked from it."""
+        """Observe all pools from now on, in this process and in processes forked from it."""
         if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
             os.register_at_fork(after_in_child=self._reset_in_child)
         _pool._watchers.append(self.add)
@@ -87,22 +93,22 @@ class _Watch:
             self.add(pool)
 
     def add(self, pool: ConnectionPool) -> None:
-        """Watch a pool."""
+        """Observe `pool`, if it is not observed yet."""
         if pool not in self.pools():
             self._pools.append(ref(pool))
             pool._observe(self._observer(pool))
 
     def pools(self) -> list[ConnectionPool]:
-        """Those that are open, or have connections out."""
+        """Return the pools that are open, or still have borrowed connections."""
         found = [(known, known()) for known in list(self._pools)]
         for known, pool in found:
             if pool is None:
-                with suppress(ValueError):  # another thread has done so
+                with suppress(ValueError):  # removed by another thread
                     self._pools.remove(known)
         return [pool for _, pool in found if pool is not None and not (pool._pool.closed and not pool._pool.borrows())]
 
     def now(self) -> dict[str, _Moment]:
-        """How they are, by name."""
+        """Return the present state of the pools, by name."""
         found: dict[str, _Moment] = {}
         for pool in self.pools():
             stats = pool.stats()
@@ -112,7 +118,7 @@ class _Watch:
         return found
 
     def _observer(self, pool: ConnectionPool) -> Callable[[str, float], object]:
-        """What is told how long things took. It must not refer to the pool."""
+        """Return an observer for `pool`. It must not refer to the pool, which would never be collected."""
         raise NotImplementedError
 
     def _reset_in_child(self) -> None:
@@ -123,7 +129,10 @@ class _Watch:
 
 
 class _Histograms:
-    """How long things took in one pool: counted without a lock, as a finalizer or a signal handler may come between."""
+    """The histograms of one pool.
+
+    They are counted without a lock, as a finalizer or a signal handler may return a connection during the count.
+    """
 
     def __init__(self, pool: ConnectionPool) -> None:
         self.name = pool.name
@@ -132,30 +141,30 @@ class _Histograms:
         self.begin({what: getattr(stats, field) for what, (_, _, field) in _TIMES.items()})
 
     def begin(self, seconds_before: dict[str, float]) -> None:
-        """Begin at zero. What the pool has summed up by now does not count."""
+        """Start at zero. `seconds_before` are the pool's total seconds until now, which are subtracted later."""
         self._seconds_before = seconds_before
         self._counts = {what: [Count() for _ in range(len(BOUNDS) + 1)] for what in _TIMES}
 
     def __call__(self, what: str, seconds: float) -> None:
-        """Something took so long."""
+        """Count an event that took `seconds`."""
         self._counts[what][bisect_left(BOUNDS, seconds)].increment()
 
     def of(self, what: str) -> tuple[list[int], float]:
-        """How many there were in each bucket, and how many seconds in all."""
+        """Return the number of events in each bucket, and their total seconds."""
         pool = self.pool()
         total = getattr(pool.stats(), _TIMES[what][2]) if pool is not None else self._seconds_before[what]
         return [count.value() for count in self._counts[what]], total - self._seconds_before[what]
 
 
 class PrometheusCollector(_Watch):
-    """A collector for a registry of `prometheus_client`. It takes no lock of the pools'."""
+    """A collector for a registry of `prometheus_client`. It takes no lock of a pool."""
 
     def __init__(self) -> None:
         self._histograms: list[_Histograms] = []
         super().__init__()
 
     def collect(self) -> Iterable[Any]:
-        """The metrics, as the registry asks for them."""
+        """Yield the metrics. The registry calls this when it is scraped."""
         from prometheus_client import core  # noqa: PLC0415  an extra
 
         now = self.now()
@@ -181,7 +190,7 @@ class PrometheusCollector(_Watch):
                 histogram.add_metric([pool], buckets, seconds)
             yield histogram
 
-    describe = collect  # by which a registry sees that it has them already
+    describe = collect  # so that a registry detects a second registration
 
     def _sums(self, what: str) -> dict[str, tuple[list[int], float]]:
         alive = {id(pool) for pool in self.pools()}
@@ -205,12 +214,13 @@ class PrometheusCollector(_Watch):
 
 
 def prometheus(registry: Any = None) -> PrometheusCollector:
-    """Register a collector of all pools with `registry`, or with `prometheus_client.REGISTRY`, and return it.
+    """Register a collector of all pools with `registry` (default `prometheus_client.REGISTRY`), and return it.
 
-    The names are those that OpenTelemetry's get on their way to Prometheus: `db_client_connection_count`,
-    `db_client_connection_wait_time_seconds` and so on, with the label `db_client_connection_pool_name`.
+    The names are OpenTelemetry's, converted as an OpenTelemetry exporter for Prometheus does:
+    `db_client_connection_count`, `db_client_connection_wait_time_seconds` and so on, with the label
+    `db_client_connection_pool_name`.
 
-    Raises ImportError where `prometheus_client` is not installed, ValueError where they are registered already.
+    Raises ImportError if `prometheus_client` is not installed, and ValueError if the metrics are registered already.
     """
     from prometheus_client import REGISTRY  # noqa: PLC0415  an extra
 
@@ -232,13 +242,13 @@ def _underscored(name: str) -> str:
 
 
 class OpenTelemetryInstruments(_Watch):
-    """The conventions' instruments, on a meter.
+    """The instruments of the conventions, created with `meter`, an OpenTelemetry `Meter`.
 
-    What took how long is kept until the metrics are collected: a finalizer of the user's may return a connection while
-    this thread is inside a lock of the SDK's.
+    Durations are kept here, and recorded when the metrics are collected. Recording takes a lock of the SDK, and a
+    finalizer may return a connection while the same thread holds that lock.
     """
 
-    #: So many may be kept; then they are recorded by the next borrower.
+    #: If more durations than this are kept, the next borrow or return records them.
     _MOST_KEPT = 1000
 
     def __init__(self, meter: Any) -> None:
@@ -284,11 +294,11 @@ class OpenTelemetryInstruments(_Watch):
         return keep
 
     def _record(self) -> None:
-        """Record what was kept. One thread does it, and nobody waits for that."""
+        """Record the durations that were kept. If another thread is doing so, return at once."""
         if not self._recording.acquire(blocking=False):
             return
         try:
-            with suppress(IndexError):  # there is no more
+            with suppress(IndexError):  # until none is left
                 while True:
                     what, pool, seconds = self._kept.popleft()
                     self._histograms[what].record(seconds, {_POOL: pool})
@@ -301,13 +311,13 @@ class OpenTelemetryInstruments(_Watch):
 
 
 def opentelemetry(meter_provider: Any = None) -> OpenTelemetryInstruments:
-    """Create the instruments for all pools, with `meter_provider` or the global one, and return them.
+    """Create the instruments for all pools, with `meter_provider` (default: the global one), and return them.
 
-    Raises ImportError where `opentelemetry-api` is not installed.
+    Raises ImportError if `opentelemetry-api` is not installed.
     """
     from opentelemetry.metrics import get_meter  # noqa: PLC0415  an extra
 
-    from . import __version__  # noqa: PLC0415  which is there by now
+    from . import __version__  # noqa: PLC0415  a circular import at the top
 
     instruments = OpenTelemetryInstruments(get_meter("pymysqlpool", __version__, meter_provider=meter_provider))
     instruments.begin()
