@@ -225,7 +225,7 @@ class ConnectionPool(Generic[Connection_co]):
                 now = monotonic()
                 try:
                     place.loan.begin(_getframe(1), now)
-                except ValueError:  # there is no calling frame: this is the first function of a thread or greenlet
+                except ValueError:  # pragma: no cover  no calling frame, and no tracing: the first function of a thread
                     place.loan.begin(_getframe(), now)
                 session = place.session
                 if (
@@ -677,7 +677,7 @@ class ConnectionPoolSingleton(ConnectionPool):
             made.close()
         return first
 
-    if not TYPE_CHECKING:  # for type checkers, the arguments are those of ConnectionPool
+    if not TYPE_CHECKING:  # pragma: no branch  for type checkers, the arguments are those of ConnectionPool
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             """Do nothing: `__new__` has initialized the pool."""

@@ -103,9 +103,7 @@ class Session:
     # Reset
 
     def awaits_replies(self) -> bool:
-        """Whether replies are pending that have not arrived yet. Any thread may call this."""
-        if self.pending is None:
-            return False
+        """Whether the replies that are pending have not arrived yet. Any thread may call this."""
         try:
             return not self._poll_by_others(0)
         except (RuntimeError, ValueError):

@@ -56,6 +56,8 @@ _CHANGES_TRANSACTION = rf"""(?x){_IN_FRONT}(?:
     | (?:SAVEPOINT|RELEASE\s+SAVEPOINT|ROLLBACK(?:\s+WORK)?\s+TO(?:\s+SAVEPOINT)?)\s+{_NAME}
     )\s*;?\s*
 """
+# Longer ones are not looked at: thousands of blanks would take seconds.
+_LONGEST = 1000
 _ENDS_TRANSACTION = rb"(?i)\s*(?:COMMIT|ROLLBACK)(?:\s+WORK)?\s*;?\s*"
 # The name, or the last other character, at the end of the text before a parenthesis.
 _NAME_AT_END = r"(?:\.\s*)?[\w$\ufffd]+$|\S?$"  # U+FFFD stands for any letter that is not ASCII
@@ -103,7 +105,7 @@ def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: 
     elif reading := re.match(_READING, text):
         if not (_has_suspects(text) or reading[1]) or _only_reads(sql, encoding, also=_WRITING if reading[1] else ""):
             return READS
-    elif re.fullmatch(_CHANGES_TRANSACTION, text):
+    elif len(text) < _LONGEST and re.fullmatch(_CHANGES_TRANSACTION, text):
         return TRANSACTION
     if _is_kept_by_reset(text):
         return LOST
@@ -130,7 +132,7 @@ def writes(sql: bytes) -> bool:
 
 def ends_transaction(sql: bytes) -> bool:
     """Whether no transaction is open after the statement, even if the status flags cannot tell."""
-    return re.fullmatch(_ENDS_TRANSACTION, sql) is not None
+    return len(sql) < _LONGEST and re.fullmatch(_ENDS_TRANSACTION, sql) is not None
 
 
 def may_commit(sql: bytes, *, in_transaction: bool) -> bool:
