@@ -42,7 +42,7 @@ class Beginning:
         # Where the block was begun. Where that is a generator, which is suspended inside the block, what has resumed it
         # runs on, from this instruction.
         self._frame = frame
-        self._instructions = {resumer: resumer.f_lasti for resumer in _running_frames(frame)}
+        self._instructions = _running_frames(frame)
 
     def is_around(self, frame: FrameType | None) -> bool:
         """Whether `frame` runs inside the block."""
@@ -259,13 +259,17 @@ def _exit(
         leave(handle, error)
 
 
-def _running_frames(frame: FrameType) -> Iterator[FrameType]:
-    """`frame`, and what may run on inside the block: what has resumed a generator, or has a `with` of its own."""
-    yield frame
+def _running_frames(frame: FrameType) -> dict[FrameType, int]:
+    """`frame`, and what may run on inside the block: what has resumed a generator, or has a `with` of its own.
+
+    With the instruction that each is at.
+    """
+    instructions = {frame: frame.f_lasti}
     while frame.f_back is not None and (
         frame.f_code.co_flags & _OF_GENERATOR
         or frame.f_code.co_filename == contextlib.__file__
         or frame.f_code.co_name in _PASSED
     ):
         frame = frame.f_back
-        yield frame
+        instructions[frame] = frame.f_lasti
+    return instructions

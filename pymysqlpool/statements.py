@@ -100,7 +100,10 @@ def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: 
             return READS
     elif text in ("COMMIT", "ROLLBACK", "BEGIN", "SET AUTOCOMMIT = 0", "SET AUTOCOMMIT = 1"):
         return TRANSACTION  # the last two are sent by PyMySQL's autocommit(), and the status flags tell their effect
-    elif text.startswith(("INSERT ", "UPDATE ", "DELETE ", "SET ")):
+    elif text.startswith(("INSERT ", "UPDATE ", "DELETE ", "REPLACE ")):
+        if ";" not in text and "/*" not in text:
+            return DIRTY  # whatever words its strings have
+    elif text.startswith("SET "):
         pass
     elif reading := re.match(_READING, text):
         if not (_has_suspects(text) or reading[1]) or _only_reads(sql, encoding, also=_WRITING if reading[1] else ""):
