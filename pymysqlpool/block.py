@@ -18,7 +18,6 @@ from .errors import PoolError
 from .statements import BROKEN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import FrameType, TracebackType
 
     from .connection import Connection

@@ -84,7 +84,7 @@ _PURE = frozenset(
 )
 
 
-def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: PLR0911  one for each class
+def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: C901, PLR0911  one for each class
     """Return what `command` may leave in its session: READS, TRANSACTION, DIRTY, DOUBTFUL or LOST.
 
     `sql` is its text, in the connection's `encoding`. What is not recognized is at least DIRTY: a mistake on that side

@@ -651,3 +651,17 @@ def test_a_block_is_a_unit_of_work_whatever_the_reset(reset: str | None, scene: 
         raise Boom
     with pool.connection() as connection:
         assert ask(connection, "select n from news") == ((1,),)
+
+
+@pytest.mark.parametrize("word", ["profiling", "optimizer_trace", "resource group", "session authorization", "use x"])
+def test_words_in_the_strings_of_a_write_cost_no_session(make_pool: MakePool, word: str) -> None:
+    """What only looks like a statement that no reset undoes costs a reset, and nothing else."""
+    pool = make_pool(size=1, autocommit=True)
+    connection = pool.get_connection()
+    connection.query("create table t (word varchar(80))")
+    for statement in ("insert into t values ('{}')", "update t set word = '{}'", "delete from t where word = '{}'"):
+        connection.query(statement.format(word))
+        connection.close()
+        session = connection.server_thread_id[0]
+        connection = pool.get_connection()
+        assert ask(connection, "select connection_id()") == ((session,),)
