@@ -33,6 +33,11 @@ _JITTER = 0.1
 _QUIT = struct.pack("<IB", 1, COMMAND.COM_QUIT)
 
 
+# The sockets of all open sessions, by id. The garbage collector finalizes objects in no certain order, and a socket that
+# is finalized while it is open raises a ResourceWarning: so each stays reachable until its session is closed.
+_open_sockets: dict[int, Any] = {}
+
+
 class Session:
     """One session on a server. What is known about it is not assumed of another, which may be on another server.
 
@@ -45,6 +50,7 @@ class Session:
         "_has_set_timeout",
         "_is_plain",
         "_poll_by_others",
+        "_release_socket",
         "_rfile",
         "_timeout",
         "check_at",
@@ -72,6 +78,9 @@ class Session:
         # The same for threads that have not borrowed the session: only one thread at a time can use a poll object.
         self._poll_by_others: Callable[[int], object] = bool if self.sock is None else _poll(self.sock)
         self._close_socket: Callable[[], object] = bool if self.sock is None else _closer(self.sock)
+        self._release_socket = functools.partial(_open_sockets.pop, id(self.sock), None)
+        if self.sock is not None:
+            _open_sockets[id(self.sock)] = self.sock
         #: Times by the monotonic clock: when the session expires, since when it is idle, and from when on it is checked
         #: before it is lent.
         self.expires_at = now + lifetime * (1 - _JITTER * os.urandom(1)[0] / 256)
@@ -245,11 +254,13 @@ class Session:
         """Close the socket only. In a forked child this does not affect the parent's session."""
         self.pending = None
         self._close_socket()
+        self._release_socket()
 
     def __del__(self) -> None:
-        # Nothing refers to the session any more. This is a single call into C: it takes no lock, it cannot be
-        # interrupted, and it uses no module global, so that it also works while the interpreter is finalized.
+        # Nothing refers to the session any more. These are calls into C: they take no lock, and they use no module
+        # global, so that they also work while the interpreter is finalized.
         self._close_socket()
+        self._release_socket()
 
 
 def is_of_signal(error: BaseException, since: float, timeout: float) -> bool:
