@@ -127,7 +127,7 @@ def test_buckets(make_pool: MakePool) -> None:
     with Prometheus() as prometheus:
         pool = make_pool(size=1, name="one")
         for seconds in (0.0, *BOUNDS, 11.0):
-            pool._tell("use", seconds)
+            pool._notify_observers("use", seconds)
         found = prometheus.scrape()
         assert [found["use_time_seconds_bucket", "one", str(bound)] for bound in BOUNDS] == [*range(2, 11)]
         assert found["use_time_seconds_bucket", "one", "+Inf"] == found["use_time_seconds_count", "one"] == 11
