@@ -1,4 +1,8 @@
-"""A unit of work: from the `with` that begins it to its end, which commits or rolls back and returns the connection."""
+"""Blocks: units of work, which a `with` statement begins, and whose end returns the connection.
+
+The difficult part is to find the block that a `with` belongs to. Several threads and generators may have blocks on one
+handle, and neither the thread nor the handle identifies a block: the stack of calls does.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pymysql.constants import CR
 from pymysql.err import OperationalError
 
-from .cursors import of_block
+from .cursors import as_block_cursor
 from .driver import PyMySQLConnection
 from .errors import PoolError
 from .statements import BROKEN
@@ -22,92 +26,92 @@ if TYPE_CHECKING:
 
     from .connection import Connection
 
-_OF_GENERATOR = 0x20 | 0x200  # inspect's CO_GENERATOR and CO_ASYNC_GENERATOR
-# Functions that return before the block runs that they have begun: a `with` of one's own, and, before Python 3.12,
+_GENERATOR_FLAGS = 0x20 | 0x200  # inspect.CO_GENERATOR and inspect.CO_ASYNC_GENERATOR
+# Functions that begin a block and return before its body runs: a user's own context manager, and, before Python 3.12,
 # comprehensions, as in `[stack.enter_context(pool.connection()) for _ in range(4)]`.
-_PASSED = ("__enter__", "<listcomp>", "<setcomp>", "<dictcomp>")
+_RETURN_BEFORE_BODY = ("__enter__", "<listcomp>", "<setcomp>", "<dictcomp>")
 
 
-class Beginning:
-    """Where a block was begun, and so what runs inside it.
+class Scope:
+    """The frame in which a block was begun: what this frame calls, directly or not, is inside the block.
 
-    That is what runs further up on the stack of calls that runs on behind the `with`. (A thread is not enough: one of a
-    pool of threads may run the first halves of two generators, which have nothing to do with each other.)
+    The thread is not enough to tell: one thread of a thread pool may run the first halves of two unrelated generators.
     """
 
     __slots__ = ("__weakref__", "_frame", "_instructions")
 
     def __init__(self, frame: FrameType) -> None:
-        # Where the block was begun. Where that is a generator, which is suspended inside the block, what has resumed it
-        # runs on, from this instruction.
+        # A generator may be suspended inside its block. Then the frame that resumed it goes on after this instruction,
+        # and what it calls is inside the block too. So each frame on the way is stored with its instruction.
         self._frame = frame
-        self._instructions = _running_frames(frame)
+        self._instructions = _body_frames(frame)
 
-    def is_around(self, frame: FrameType | None) -> bool:
-        """Whether `frame` runs inside the block."""
+    def contains(self, frame: FrameType | None) -> bool:
+        """Return whether `frame` is inside the block."""
         while frame is not None:
             if frame is self._frame:
                 return True
             if frame in self._instructions:
-                # Else the same call resumes another generator, as in a loop.
+                # If they are equal, the same call is resuming another generator, as in a loop.
                 return frame.f_lasti != self._instructions[frame]
             frame = frame.f_back
         return False
 
 
 class Block:
-    """A unit of work on a connection that it has to itself, begun on a handle, which may be that connection or not.
+    """A unit of work that is begun on a handle. It has a connection to itself: the handle or, if it is in use, another.
 
-    What runs inside a block, and enters the same handle again, joins it.
+    A `with` on the same handle inside the block joins it.
     """
 
     def __init__(self, handle: Connection, frame: FrameType) -> None:
         self._handle = handle
         self.connection = handle
         self.thread = get_ident()
-        #: Whether whoever uses the handle is in this block, in whatever thread: nobody else has got it.
+        #: Whether every use of the handle, in any thread, is inside this block, because only the block has the handle.
         self.has_handle_alone = False
-        # Kept by the end of the `with`, if that can be told: else a generator that nobody has any more, but which a
-        # variable of the frame refers to that began it, would be kept by the handle, and its connection with it.
-        self._kept: Beginning | None = Beginning(frame)
-        self._beginning = weakref.ref(self._kept)
-        #: The cursor of the `with` that has begun it, and of those that can't be told by their ends.
+        # If the exit of the `with` is known, it owns the scope, not the block. The handle refers to the block and the
+        # scope to a frame, of which a variable may refer to a generator that is no longer used: together they would
+        # keep the generator, and the connection of its block, alive.
+        self._kept: Scope | None = Scope(frame)
+        self._scope = weakref.ref(self._kept)
+        #: The cursor of the `with` that began the block, and the cursors of those whose exits are not known.
         self.first: Any = None
         self.unpaired: list[Any] = []
 
-    def is_around(self, frame: FrameType) -> bool:
-        """Whether `frame` runs inside this block."""
-        beginning = self._beginning()
-        return self.has_handle_alone or (beginning is not None and beginning.is_around(frame))
+    def contains(self, frame: FrameType) -> bool:
+        """Return whether `frame` is inside this block."""
+        scope = self._scope()
+        return self.has_handle_alone or (scope is not None and scope.contains(frame))
 
     def begin(self) -> None:
-        """Take the handle's connection where it is free, or borrow one."""
+        """Use the handle as the block's connection if it is free, or borrow one."""
         handle = self._handle
-        # setdefault is one atomic step: of two threads that enter at once, one gets the handle's own connection.
+        # setdefault is atomic: if two threads begin a block at the same time, exactly one gets the handle.
         if handle._place is None or vars(handle).setdefault("_block", self) is not self:
             assert handle._pool is not None
             self.connection = handle._pool.get_connection()
             self.connection._place.loan.is_for(_getframe())
             self.connection._block = self
 
-    def enter(self, end: End | None) -> Any:
-        """A cursor for a `with`, whose `end` this is, if it can be told."""
-        cursor = of_block(self.connection.cursor())
+    def enter(self, exit_: Exit | None) -> Any:
+        """Return a cursor for a `with`. `exit_` is its exit, if it is known."""
+        cursor = as_block_cursor(self.connection.cursor())
         if self.first is None:
             self.first = cursor
             vars(self._handle).setdefault("_blocks", []).append(self)
             if self.connection is not self._handle:
                 vars(self.connection).setdefault("_blocks", []).append(self)
-        if end is None:
+        if exit_ is None:
             self.unpaired.append(cursor)
         else:
-            end.block, end.cursor = self, cursor
+            exit_.block, exit_.cursor = self, cursor
             if cursor is self.first:
-                end.beginning, self._kept = self._kept, None
+                exit_.scope, self._kept = self._kept, None
         return cursor
 
     def leave(self, cursor: Any, error: BaseException | None) -> None:
-        """A `with` ends. That which has begun the block ends it."""
+        """Leave a `with`. If it is the one that began the block, end the block."""
         if cursor is self.first:
             self.end(cursor, error)
         elif error is None and cursor.connection is not None:
@@ -120,10 +124,10 @@ class Block:
         connection = self.connection
         self._release_handles()
         pool: Any = connection._pool
-        connection._thread_id = get_ident()  # which goes on with what another thread may have left unread
+        connection._thread_id = get_ident()  # this thread reads what another thread may have left unread
         try:
             if error is None:
-                cursor.close()  # which reads what it has left unread; after an error that could take for ever
+                cursor.close()  # reads the remaining rows; after an error that could take for ever
                 if connection._may_be_in_transaction:
                     self._commit()
             else:
@@ -134,11 +138,11 @@ class Block:
         pool._take_back(connection, error)
 
     def abort(self) -> None:
-        """Roll back and return the connection, as nobody can tell whose end it was."""
-        self.end(self.first, PoolError("the end of a block could not be told"))
+        """Roll back and return the connection, because it is not known which block should end."""
+        self.end(self.first, PoolError("it is not known which block should end"))
 
     def _commit(self) -> None:
-        """Commit; where that fails nobody knows what the session is left with, so it is given up."""
+        """Commit. If that fails, the state of the session is unknown, and it is not used again."""
         connection = self.connection
         try:
             if connection._lost_writes:
@@ -151,7 +155,7 @@ class Block:
             raise
 
     def _release_handles(self) -> None:
-        """Leave no cycle of references behind, for which the rows of a large result would wait."""
+        """Break the reference cycle of block and handles, so that the rows of a large result are freed at once."""
         for handle in (self._handle, self.connection):
             with contextlib.suppress(ValueError, KeyError):
                 vars(handle)["_blocks"].remove(self)
@@ -161,15 +165,15 @@ class Block:
         self._kept = None
 
 
-class End:
-    """What `with` calls at its end: it belongs to one block, in whatever thread it is called."""
+class Exit:
+    """The `__exit__` of one `with`. It identifies the block, no matter which thread calls it."""
 
-    __slots__ = ("__weakref__", "beginning", "block", "cursor", "handle")
+    __slots__ = ("__weakref__", "block", "cursor", "handle", "scope")
 
     def __init__(self, handle: Connection) -> None:
         self.handle = handle
         self.block: Block | None = None
-        self.beginning: Beginning | None = None
+        self.scope: Scope | None = None
         self.cursor: Any = None
 
     def __call__(
@@ -178,38 +182,42 @@ class End:
         error: BaseException | None = None,
         traceback: TracebackType | None = None,  # noqa: ARG002  the same
     ) -> None:
-        """End the `with`."""
+        """Leave the `with`; `error` is the exception that ends it, if there is one."""
         if self.block is None:
             leave(self.handle, error)
         else:
             self.block.leave(self.cursor, error)
 
 
-class EndOfBlock:
-    """`Connection.__exit__`. `with` looks it up when it begins, and so each gets an end of its own.
+class ExitDescriptor:
+    """The descriptor of `Connection.__exit__`: each `with` gets an exit of its own, as it looks the method up first.
 
-    Where it is looked up on the class, as `contextlib.ExitStack` does, the stack of calls or the thread tells.
+    `contextlib.ExitStack` looks it up on the class, so its exit is not known. Then the stack of calls identifies the
+    block, or else the thread.
     """
 
     def __get__(self, handle: Connection | None, owner: type) -> Any:
         if handle is None or handle._pool is None:
             return _exit if handle is None else functools.partial(_exit, handle)
-        end = End(handle)
-        # Not for longer than the `with` itself refers to it: others look this attribute up as well.
-        vars(handle).setdefault("_ends", {})[get_ident()] = weakref.ref(end)
-        return end
+        exit_ = Exit(handle)
+        # A weak reference: if the lookup was not made by a `with`, the exit is dropped at once.
+        vars(handle).setdefault("_exits", {})[get_ident()] = weakref.ref(exit_)
+        return exit_
 
 
 def enter(handle: Connection, frame: FrameType) -> Any:
-    """Begin a block on `handle`, or join the one around `frame`, and return its cursor."""
-    end = _end_of_this_with(handle)
+    """Begin a block on `handle`, or join the one that `frame` is inside, and return a cursor.
+
+    Raises `GetConnectionFromPoolError` or `PoolClosedError` if the block needs another connection and gets none.
+    """
+    exit_ = _exit_of_this_with(handle)
     for block in reversed(vars(handle).get("_blocks", ())):
-        if block.is_around(frame):
-            return block.enter(end)
+        if block.contains(frame):
+            return block.enter(exit_)
     block = Block(handle, frame)
     block.begin()
     try:
-        return block.enter(end)
+        return block.enter(exit_)
     except BaseException as error:
         pool: Any = block.connection._pool
         block._release_handles()
@@ -218,10 +226,13 @@ def enter(handle: Connection, frame: FrameType) -> Any:
 
 
 def leave(handle: Connection, error: BaseException | None) -> None:
-    """End a `with` on `handle` that can't be told by its end."""
+    """Leave a `with` on `handle` whose exit is not known.
+
+    Raises `PoolError` if no block, or more than one, can be meant.
+    """
     blocks = [block for block in vars(handle).get("_blocks", ()) if block.unpaired]
     for found in (
-        [block for block in blocks if block.is_around(_getframe())],
+        [block for block in blocks if block.contains(_getframe())],
         [block for block in blocks if block.thread == get_ident()],
         blocks,
     ):
@@ -233,15 +244,15 @@ def leave(handle: Connection, error: BaseException | None) -> None:
         block.abort()
     if blocks:
         raise PoolError(
-            f"{len(blocks)} blocks on this connection could end here, begun by other threads: they are rolled back. "
-            "Let each have a connection of its own, or use `with`"
+            f"{len(blocks)} blocks on this connection could end here, begun by other threads: all are rolled back. "
+            "Use a connection for each of them, or `with` statements"
         )
-    raise PoolError("this thread is in no block on this connection")
+    raise PoolError("no block on this connection can end here")
 
 
-def _end_of_this_with(handle: Connection) -> End | None:
-    """The end that the `with` which enters `handle` now has looked up, just before; the thread's last, so."""
-    reference: weakref.ref[End] | None = vars(handle).get("_ends", {}).pop(get_ident(), None)
+def _exit_of_this_with(handle: Connection) -> Exit | None:
+    """Return the exit of the `with` that is being entered: the one that this thread has looked up last."""
+    reference: weakref.ref[Exit] | None = vars(handle).get("_exits", {}).pop(get_ident(), None)
     return reference() if reference is not None else None
 
 
@@ -251,23 +262,23 @@ def _exit(
     error: BaseException | None = None,
     traceback: TracebackType | None = None,
 ) -> None:
-    """`__exit__` of a connection without a pool, which is PyMySQL's, and where it is looked up on the class."""
+    """`__exit__` of a connection without a pool, and where `__exit__` is looked up on the class."""
     if handle._pool is None:
         PyMySQLConnection.__exit__(handle, kind, error, traceback)
     else:
         leave(handle, error)
 
 
-def _running_frames(frame: FrameType) -> dict[FrameType, int]:
-    """`frame`, and what may run on inside the block: what has resumed a generator, or has a `with` of its own.
+def _body_frames(frame: FrameType) -> dict[FrameType, int]:
+    """Return the frames that may run the block's body, each with the instruction that it is at.
 
-    With the instruction that each is at.
+    They are `frame`, and the caller of each that is suspended, or returns, before the body runs.
     """
     instructions = {frame: frame.f_lasti}
     while frame.f_back is not None and (
-        frame.f_code.co_flags & _OF_GENERATOR
+        frame.f_code.co_flags & _GENERATOR_FLAGS
         or frame.f_code.co_filename == contextlib.__file__
-        or frame.f_code.co_name in _PASSED
+        or frame.f_code.co_name in _RETURN_BEFORE_BODY
     ):
         frame = frame.f_back
         instructions[frame] = frame.f_lasti

@@ -167,7 +167,7 @@ class Connection(Wire, pymysql.connections.Connection):
         def __exit__(self, *exc_info: object) -> None:
             """Leave the block. The outermost `with` commits, or rolls back, and returns the connection."""
     else:
-        __exit__ = block.EndOfBlock()
+        __exit__ = block.ExitDescriptor()
 
     @contextlib.contextmanager
     def _block_or_commit(self) -> Iterator[Connection]:

@@ -1,4 +1,4 @@
-"""Cursors: PyMySQL's, with the short-hands of later releases of the old package, and the cursor of a `with` block."""
+"""Cursors: PyMySQL's with the shorthand methods of the old package's later releases, and the cursor of a block."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ if TYPE_CHECKING:
 
 
 class Shorthands:
-    """What every cursor of a `Connection` can do besides PyMySQL's, unless its class has a method of that name."""
+    """The methods that every cursor of a `Connection` has in addition, unless its class has methods of these names."""
 
     def db_query(self: Any, query: str, args: Any = ()) -> Any:
-        """Run `query` and return all its rows."""
+        """Run `query` with `args`, a tuple, list or dict, and return all its rows. Raises PyMySQL's errors."""
         run(self, query, args)
         return self.fetchall()
 
     def db_modify(self: Any, query: str, args: Any = (), exec_many: bool = False) -> dict[str, int]:
-        """Run `query`, for each element of `args` with `exec_many`, and return `rowcount` and `lastrowid`."""
+        """Run `query` with `args`, or, with `exec_many`, once for each element of `args`.
+
+        Returns a dict with the cursor's `rowcount` and `lastrowid`. Raises PyMySQL's errors.
+        """
         run(self, query, args, exec_many=exec_many)
         return {"rowcount": self.rowcount, "lastrowid": self.lastrowid}
 
 
 def run(cursor: Any, query: str, args: Any, *, exec_many: bool = False) -> None:
-    """Run `query` for a method of this package that the user has called: warnings are for the line of that call."""
+    """Run `query` for a public method; a warning names the line that has called that method."""
     if exec_many:
         cursor.executemany(query, args)
         return
     if not (args is None or isinstance(args, (tuple, list, dict))):
-        # As PyMySQL has it, whose own warning would point here.
+        # PyMySQL's own warning would name this line instead of the caller's.
         warnings.warn(
             "a single argument is deprecated: put it into a tuple, as in (value,)", DeprecationWarning, stacklevel=3
         )
@@ -46,7 +49,7 @@ def run(cursor: Any, query: str, args: Any, *, exec_many: bool = False) -> None:
         if args != () or "format" not in str(reason):
             raise
         raise type(error)(
-            f"{reason}: the arguments, even none, are formatted into the query; write %% for a percent sign, "
+            f"{reason}: the query is formatted with args, even if they are empty; write %% for a percent sign, "
             "or pass args=None"
         ) from error
 
@@ -59,22 +62,22 @@ class DictCursor(pymysql.cursors.DictCursor, Shorthands):  # type: ignore[misc] 
     """PyMySQL's cursor whose rows are dicts, with `db_query` and `db_modify`."""
 
 
-class _OfBlock:
-    """The cursor of a `with` block, which answers for its connection, so that `as cur` and `as conn` are both right.
+class _BlockCursor:
+    """The cursor of a block: it also has its connection's attributes, so that both `as cur` and `as conn` work.
 
-    Also when it is closed, or the block has ended: a returned connection says so itself.
+    This also holds after the cursor is closed or the block has ended: a returned connection raises its own error.
     """
 
     def __getattr__(self, name: str) -> Any:
         with contextlib.suppress(AttributeError):
-            return super().__getattr__(name)  # type: ignore[misc]  # the cursor class's own, if it has one
+            return super().__getattr__(name)  # type: ignore[misc]  # the cursor class may have a __getattr__
         if name != "connection" and hasattr(handle := vars(self).get("_pymysqlpool_handle"), name):
             return getattr(handle, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 if TYPE_CHECKING:
-    # What cursors are for a type checker, which can't know a pool's `cursorclass`: their rows may be tuples or dicts.
+    # A type checker does not know a pool's `cursorclass`: rows may be tuples or dicts.
 
     class AnyCursor(Cursor, DictCursor):
         """A cursor of the connection's `cursorclass`."""
@@ -87,24 +90,24 @@ if TYPE_CHECKING:
         def __iter__(self) -> Iterator[Any]: ...
         def __next__(self) -> Any: ...
         def __getattr__(self, name: str) -> Any:
-            """What a `cursorclass` of the user's has."""
+            """Return an attribute of the user's own `cursorclass`."""
 
     class BlockCursor(AnyCursor, Connection):
-        """The cursor of a `with` block, of the connection's `cursorclass`, which also answers for its connection.
+        """The cursor of a block, of the connection's `cursorclass`, which also has its connection's methods.
 
-        So `with pool.get_connection() as cur: cur.execute(...)` is right, and `with pool.get_connection() as conn:
-        with conn.cursor() as cur: ...` too.
+        So both `with pool.get_connection() as cur: cur.execute(...)` and `with pool.get_connection() as conn: with
+        conn.cursor() as cur: ...` work.
         """
 
         def __enter__(self) -> BlockCursor: ...
         def close(self) -> None:
-            """Close the cursor. The block goes on, and its end returns the connection."""
+            """Close the cursor. The block continues, and its end returns the connection."""
 else:
-    BlockCursor = _OfBlock
+    BlockCursor = _BlockCursor
 
 
 def with_shorthands(cursorclass: Any) -> Any:
-    """`cursorclass`, with the short-hands."""
+    """Return `cursorclass`, or a subclass of it, that has the shorthand methods."""
     if issubclass(cursorclass, Shorthands):
         return cursorclass
     return _BUILT_IN.get(cursorclass) or _subclass(cursorclass, "_pymysqlpool_with_shorthands", cursorclass, Shorthands)
@@ -113,22 +116,22 @@ def with_shorthands(cursorclass: Any) -> Any:
 _BUILT_IN = {pymysql.cursors.Cursor: Cursor, pymysql.cursors.DictCursor: DictCursor}
 
 
-def of_block(cursor: Any) -> Any:
-    """`cursor`, of whatever class, as the cursor of a block."""
-    cls = cursor.__class__  # which of a proxy, as those that trace are, is the class of the cursor in it
-    with contextlib.suppress(TypeError):  # of another layout: it does not answer for its connection
-        cursor.__class__ = _subclass(cls, "_pymysqlpool_of_block", _OfBlock, cls)
+def as_block_cursor(cursor: Any) -> Any:
+    """Make `cursor`, of any class, the cursor of a block, and return it."""
+    cls = cursor.__class__  # not type(cursor): a tracing package's proxy gives the class of the cursor that it wraps
+    with contextlib.suppress(TypeError):  # a class of another memory layout: it does not get the connection's methods
+        cursor.__class__ = _subclass(cls, "_pymysqlpool_block_cursor", _BlockCursor, cls)
         cursor._pymysqlpool_handle = cursor.connection
     return cursor
 
 
 def _subclass(cls: Any, attribute: str, *bases: type) -> Any:
-    """A class made of `bases`, which `cls` keeps as an attribute: so a class made on the fly can be collected."""
+    """Return a class with these `bases`. It is cached on `cls`, so that both can be collected together."""
     made = vars(cls).get(attribute)
     if made is None:
         body = {"__doc__": cls.__doc__, "__module__": cls.__module__, "__slots__": ()}
         metaclass: Any = type(cls)
         made = metaclass(cls.__name__, bases, body)
-        with contextlib.suppress(TypeError):  # a class of C, which takes no attribute
+        with contextlib.suppress(TypeError):  # a class written in C, whose attributes cannot be set
             setattr(cls, attribute, made)
     return made
