@@ -1,4 +1,4 @@
-"""How large should the pool be? Measure it: `python -m pymysqlpool --query "SELECT ..." --threads 32`."""
+"""The command that measures which pool size is best: `python -m pymysqlpool --query "SELECT ..." --threads 32`."""
 
 from __future__ import annotations
 
@@ -22,29 +22,32 @@ from .pool import ConnectionPool
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: A rate this close to the best is as good: more connections would cost the server more than they give.
+#: A size is good enough if it reaches this part of the best rate: more connections would cost more than they gain.
 GOOD_ENOUGH = 0.95
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
-#: How many characters the best row's bar has: the table then is 80 wide.
+#: The length of the best row's bar, in characters, which makes the table 80 characters wide.
 BAR = 14
-#: The main thread looks up this often, in seconds, which takes nothing from the threads that are measured.
-PACE = 0.2
-#: How long, in seconds, an interrupted run waits for the queries that the server is still busy with.
-PATIENCE = 1.0
+#: The seconds between two reports of progress. They are too rare to slow down the threads that are measured.
+PROGRESS_INTERVAL = 0.2
+#: How long, in seconds, a run waits at its end for queries that are still running.
+CLOSE_TIMEOUT = 1.0
 
 
 class Row(NamedTuple):
-    """What a pool of `size` gave: queries per second, and the percentiles of its times in milliseconds."""
+    """The result for a pool of `size`: queries per second, and percentiles of its times in milliseconds."""
 
     size: int
     queries_per_second: float
-    #: Of the wait for a connection, and of the whole of borrow, query and return.
+    #: The wait for a connection, and the whole cycle of borrow, query and return.
     wait_ms: dict[str, float]
     whole_ms: dict[str, float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print what came of it, and return the exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    """Measure, print the results, and return the exit status: 0, 1 after an error, 130 after Ctrl-C.
+
+    Without `argv`, the arguments are those of the process. An error in the arguments exits with status 2.
+    """
     parser = make_parser()
     options = parse(parser, argv)
     if argv is None and isinstance(options.password, str):  # pragma: no cover  a subprocess runs it
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows.append(measure(race, size, show))
     except KeyboardInterrupt:
         problem, status = "interrupted", 130
-    except Exception as error:  # noqa: BLE001  whatever it is, it is told in one line
+    except Exception as error:  # noqa: BLE001  every error is reported in one line
         problem, status = " ".join(f"{type(error).__name__}: {error}".split()), 1
     show("")
     if options.json:
@@ -72,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rows and options.plot:
         try:
             plot(options, rows)
-        except Exception as error:  # noqa: BLE001  a folder that is not there, a format that matplotlib does not know
+        except Exception as error:  # noqa: BLE001  such as a missing folder or an unknown format
             problem, status = problem or f"no plot: {' '.join(str(error).split())}", status or 1
     if problem is not None:
-        sys.stdout.flush()  # in this order also where both go to one file
+        sys.stdout.flush()  # keeps the order if both streams go to one file
         sys.stderr.write(f"{parser.prog}: {problem}\n")
     return status
 
@@ -84,56 +87,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which tells an error in one line, without the usage."""
+    """An `ArgumentParser` that reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2."""
+        """Print `message` and exit with status 2."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def make_parser() -> Parser:
-    """The options, their defaults and what --help says of them."""
+    """Return the parser, with all options, their defaults and their help texts."""
     parser = Parser(
         prog="pymysqlpool" if os.path.basename(sys.argv[0]).startswith("pymysqlpool") else "python -m pymysqlpool",  # noqa: PTH119
         description="Find your pool size: run your query from your threads on your server, over pools of each size.",
         epilog="The query runs as often as it can, each time with autocommit: one that writes, writes.",
-        allow_abbrev=False,  # its error would repeat what was given with it, perhaps a password
+        allow_abbrev=False,  # the error for an ambiguous one would repeat its value, which may be a password
     )
     environment = os.environ.get
     add = parser.add_argument
     add("--host", default=environment("MYSQL_HOST", "localhost"), help="default: MYSQL_HOST, or localhost")
     add("--port", default=environment("MYSQL_PORT", "3306"), type=port, help="default: MYSQL_PORT, or 3306")
-    add("--user", default=environment("MYSQL_USER"), help="default: MYSQL_USER, or your name here")
+    add("--user", default=environment("MYSQL_USER"), help="default: MYSQL_USER, or the name of your login")
     add(
         *("-p", "--password"),
         nargs="?",
         const=True,
-        help="ask for the password, if none is given here; without this it is MYSQL_PASSWORD, or none",
+        help="prompt for the password if no value is given; default: MYSQL_PASSWORD, or none",
     )
     add("--database", help="default: none")
     add("--query", default="SELECT 1", help="default: %(default)s")
-    add("--threads", default=32, type=count, help="how many want connections; default: %(default)s")
-    add("--sizes", default="1,2,4,8,16,32", type=ascending, help="of the pools; default: %(default)s")
+    add("--threads", default=32, type=count, help="how many borrow connections; default: %(default)s")
+    add("--sizes", default="1,2,4,8,16,32", type=ascending, help="of the pools to measure; default: %(default)s")
     add("--seconds", default=2.0, type=positive, help="for each size; default: %(default)s")
-    add("--plot", metavar="FILE", help="draw it, too, as PNG, SVG or PDF by the name of FILE; needs matplotlib")
+    add("--plot", metavar="FILE", help="also draw the results; PNG, SVG or PDF by FILE's suffix; needs matplotlib")
     add("--json", action="store_true", help="write one JSON object, for programs")
     return parser
 
 
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options that were given; what is unknown is not repeated, as it may be what somebody took for a password."""
+    """Return the options. The error for an unknown argument does not repeat it, because it may be a password."""
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         close = difflib.get_close_matches(unknown[0].partition("=")[0], [f"--{name}" for name in vars(options)], n=1)
         hint = f", perhaps meant as {close[0]}" if close else ""
-        parser.error(f"there is an argument that is not known{hint}: --help lists those that are")
+        parser.error(f"an argument is not known{hint}: --help lists all arguments")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib, which is not installed: pip install matplotlib")
     return options
 
 
 def restart_with(password: str) -> NoReturn:  # pragma: no cover  a subprocess runs it
-    """Let this program take its own place, with the password in the environment: `ps` shows everybody the arguments."""
+    """Replace this process by one that has the password in its environment, as `ps` shows arguments to all users."""
     kept = []
     arguments = iter(sys.argv[1:])
     for argument in arguments:
@@ -142,25 +145,25 @@ def restart_with(password: str) -> NoReturn:  # pragma: no cover  a subprocess r
         elif not argument.startswith(("-p", "--password=")):
             kept.append(argument)
     command = [sys.executable, "-m", "pymysqlpool", *kept]
-    os.execve(sys.executable, command, {**os.environ, "MYSQL_PASSWORD": password})  # noqa: S606  itself
+    os.execve(sys.executable, command, {**os.environ, "MYSQL_PASSWORD": password})  # noqa: S606  this program itself
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on."""
+    """Return `text` as a whole number, 1 or more."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"should be a whole number from 1 on, not {text!r}")
     return int(text)
 
 
 def port(text: str) -> int:
-    """The number of a TCP port."""
+    """Return `text` as the number of a TCP port."""
     if count(text) > 65535:
         raise argparse.ArgumentTypeError(f"should be at most 65535, not {text}")
     return int(text)
 
 
 def ascending(text: str) -> list[int]:
-    """Whole numbers from 1 on, each larger than the one before."""
+    """Return `text` as whole numbers, 1 or more, in ascending order."""
     sizes = [count(size) for size in text.split(",")]
     if sizes != sorted(set(sizes)):
         raise argparse.ArgumentTypeError(f"should be ascending, not {text!r}")
@@ -168,7 +171,7 @@ def ascending(text: str) -> list[int]:
 
 
 def positive(text: str) -> float:
-    """A number of seconds."""
+    """Return `text` as a number of seconds above 0."""
     with suppress(ValueError):
         seconds = float(text)
         if 0 < seconds < math.inf:
@@ -177,7 +180,7 @@ def positive(text: str) -> float:
 
 
 def find_password(parser: Parser, given: str | bool | None) -> str:
-    """The password, as given, from a prompt (True) or the environment (None). Nothing of it goes into an error."""
+    """Return the password: as given, from a prompt (True), or from the environment (None). No error contains it."""
     try:
         password = given or os.environ.get("MYSQL_PASSWORD", "")
         if password is True:
@@ -186,7 +189,7 @@ def find_password(parser: Parser, given: str | bool | None) -> str:
     except EOFError:
         parser.error("no password was given")
     except UnicodeError:
-        parser.error("the password has characters that PyMySQL can't send, which are those outside Latin-1")
+        parser.error("the password has characters outside Latin-1, which PyMySQL can't send")
     return password
 
 
@@ -194,13 +197,13 @@ def find_password(parser: Parser, given: str | bool | None) -> str:
 
 
 class Race:
-    """The user's threads over one pool for `seconds`, and what they share."""
+    """One run, of all threads over one pool for `seconds`, and the state that they share."""
 
     def __init__(self, pool: ConnectionPool, query: str, threads: int, seconds: float) -> None:
         self.pool = pool
         self.query = query
         self.seconds = seconds
-        #: All threads, and the main one, which sees to it that they end.
+        #: Where the threads and the main thread wait until all of them are ready.
         self.start = threading.Barrier(threads + 1)
         self.over = threading.Event()
         self.failure: Exception | None = None
@@ -214,21 +217,21 @@ class Race:
 
 
 class Borrower(threading.Thread):
-    """One of the user's threads: borrow, query, return, again and again until the pool is closed. Times are seconds."""
+    """A thread that borrows, queries and returns until the pool is closed. All times are in seconds."""
 
     def __init__(self, race: Race) -> None:
-        super().__init__(daemon=True)  # a long query does not keep the program from ending
+        super().__init__(daemon=True)  # a long query does not delay the end of the program
         self._race = race
-        # Arrays, not objects, whose number would call the garbage collector into the measured time.
+        # Arrays of numbers: a list of objects would make the garbage collector run during the measurement.
         self.waits = array("d")
         self.wholes = array("d")
         self.began = self.ended = 0.0
 
     def run(self) -> None:
-        """Warm up, line up with the others, and go."""
+        """Warm up, wait until all threads are ready, and run."""
         race = self._race
         try:
-            with suppress(GetConnectionFromPoolError):  # with a long query on a small pool not all get their turn
+            with suppress(GetConnectionFromPoolError):  # too little time for all, with a long query on a small pool
                 self._cycle(race.seconds)
             race.start.wait()
             self.began = time.perf_counter()
@@ -242,7 +245,7 @@ class Borrower(threading.Thread):
             race.fail(error)
 
     def _cycle(self, timeout: float | None) -> tuple[float, float, float]:
-        """Borrow, query, return; when it began, when it had the connection, and when it was done."""
+        """Borrow, query and return. Return the times of the start, of the borrow and of the end."""
         asked = time.perf_counter()
         connection = self._race.pool.get_connection(timeout, 0)
         got = time.perf_counter()
@@ -252,23 +255,23 @@ class Borrower(threading.Thread):
 
 
 def measure(race: Race, size: int, show: Callable[[str], None]) -> Row:
-    """Run the race, on a pool of `size`, which is closed at its end."""
+    """Run `race` over its pool of `size`, close the pool, and return the result."""
     show(f"size {size}: warming up")
     try:
         for borrower in race.borrowers:
             borrower.start()
-        with suppress(threading.BrokenBarrierError):  # one has failed already
+        with suppress(threading.BrokenBarrierError):  # a thread has failed
             race.start.wait()
             watch(race, lambda text: show(f"size {size}: {text}"))
     finally:
         race.start.abort()
-        race.pool.close(PATIENCE)  # who waits for a connection ends here, who has one ends after its query
+        race.pool.close(CLOSE_TIMEOUT)  # waiting threads end now, the others after their query
     if race.failure is None:
         for borrower in race.borrowers:
             borrower.join()
-    if race.failure is not None:  # perhaps of a query that was under way
+    if race.failure is not None:  # possibly set while the last queries ended
         raise race.failure
-    # Queries that were under way at the end count like the others, and so does their time.
+    # Queries that were running when the time was over count too, and so does their time.
     racers = [borrower for borrower in race.borrowers if borrower.wholes]
     seconds = max(racer.ended for racer in racers) - min(racer.began for racer in racers)
     waits = sorted(wait for racer in racers for wait in racer.waits)
@@ -277,11 +280,11 @@ def measure(race: Race, size: int, show: Callable[[str], None]) -> Row:
 
 
 def watch(race: Race, show: Callable[[str], None]) -> None:
-    """Wait until the time is over and a query, at least, is done, or a thread has failed."""
+    """Wait until the time is over and at least one query is done, or until a thread has failed."""
     start = time.perf_counter()
     past, done = 0.0, 0
     while past < race.seconds or not done:
-        if race.over.wait(min(PACE, max(race.seconds - past, 0.01))):
+        if race.over.wait(min(PROGRESS_INTERVAL, max(race.seconds - past, 0.01))):
             return
         past = time.perf_counter() - start
         done = sum(len(borrower.wholes) for borrower in race.borrowers)
@@ -289,7 +292,10 @@ def watch(race: Race, show: Callable[[str], None]) -> None:
 
 
 def percentiles_ms(ordered: list[float]) -> dict[str, float]:
-    """Of seconds in ascending order, in milliseconds: the smallest that so many parts of all do not exceed."""
+    """Return the percentiles, in milliseconds, of times that are given in seconds and in ascending order.
+
+    A percentile is the smallest of the times that is not less than this part of them (the nearest rank).
+    """
     return {name: 1000 * ordered[math.ceil(part * len(ordered)) - 1] for name, part in PERCENTILES.items()}
 
 
@@ -297,7 +303,7 @@ def percentiles_ms(ordered: list[float]) -> dict[str, float]:
 
 
 def progress_on(stream: Any) -> Callable[[str], None]:
-    """What shows a text in place of the last one on a terminal, and nothing elsewhere."""
+    """Return a function that shows a text instead of the last one if `stream` is a terminal, or else does nothing."""
 
     def show(text: str) -> None:
         if stream.isatty():
@@ -308,13 +314,13 @@ def progress_on(stream: Any) -> Callable[[str], None]:
 
 
 def bar_on(stream: Any) -> str:
-    """What a bar is made of: blocks on a terminal that has them."""
+    """Return the character that bars are made of: a full block on a terminal that can show it."""
     has_blocks = stream.isatty() and str(stream.encoding).lower().startswith("utf")
     return "\N{FULL BLOCK}" if has_blocks else "#"
 
 
 def as_table(rows: list[Row], bar: str) -> str:
-    """The rows, each with a bar as long as its rate."""
+    """Return the rows as a table, each with a bar in proportion to its rate."""
     best = max(row.queries_per_second for row in rows)
     lines = [
         f"{'':16}{'wait for a connection':>24}{'borrow, query, return':>24}",
@@ -328,8 +334,8 @@ def as_table(rows: list[Row], bar: str) -> str:
 
 
 def plot(options: argparse.Namespace, rows: list[Row]) -> None:  # pragma: no cover  `tox -e frameworks` has matplotlib
-    """Draw the rates, and the waits and whole times, beside each other, and write them to `options.plot`."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  for this alone, and it may be missing
+    """Draw the rates and the times side by side, and write the figure to `options.plot`."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  optional, and needed only here
 
     sizes = [str(row.size) for row in rows]
     figure = Figure(figsize=(9, 3.8), layout="constrained")
@@ -353,13 +359,13 @@ def plot(options: argparse.Namespace, rows: list[Row]) -> None:  # pragma: no co
 
 
 def advised(rows: list[Row]) -> Row:
-    """The smallest size whose rate is good enough."""
+    """Return the row of the smallest size whose rate is good enough."""
     best = max(row.queries_per_second for row in rows)
     return next(row for row in rows if row.queries_per_second >= GOOD_ENOUGH * best)
 
 
 def advice(rows: list[Row]) -> str:
-    """One sentence for who has to choose."""
+    """Return the advice in one sentence."""
     row = advised(rows)
     best = max(rows, key=lambda row: row.queries_per_second)
     beside = "" if row is best else f" beside {best.queries_per_second:.0f} at size={best.size}"
@@ -370,7 +376,7 @@ def advice(rows: list[Row]) -> str:
 
 
 def as_json(options: argparse.Namespace, rows: list[Row], problem: str | None) -> str:
-    """The same for programs; what is not known, because there was a `problem`, is missing or null."""
+    """Return the results as JSON. After a `problem`, what could not be measured is missing or null."""
     return json.dumps(
         {
             "query": options.query,

@@ -1,1 +1,1 @@
-"""A database backend for Django: `"ENGINE": "pymysqlpool.django"`, with the pool's options under `OPTIONS["pool"]`."""
+"""A database backend for Django: `"ENGINE": "pymysqlpool.django"`, with the pool's options in `OPTIONS["pool"]`."""

@@ -1,4 +1,4 @@
-"""Django's MySQL backend, on PyMySQL and a pool."""
+"""Django's MySQL backend on PyMySQL, with one pool for each alias and process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pymysql.converters import conversions
 
 from pymysqlpool.pool import ConnectionPool
 
-from . import stand_in  # noqa: F401  before Django's own backend, which imports MySQLdb
+from . import stand_in  # noqa: F401  must come before Django's own backend, which imports MySQLdb
 
 # isort: split
 from django.db.backends.mysql import base
@@ -27,14 +27,14 @@ from django.db.backends.mysql import base
 if TYPE_CHECKING:
     from types import FrameType
 
-#: Django's, for PyMySQL's types, also where mysqlclient is installed too and Django's are for that.
+#: PyMySQL's conversions, with Django's for TIME. Django's own table is for mysqlclient if that is installed.
 _CONVERSIONS = {**conversions, base.FIELD_TYPE.TIME: base.django_conversions[base.FIELD_TYPE.TIME]}
 
-#: What may stand in `OPTIONS["pool"]`.
+#: The keys that `OPTIONS["pool"]` may have.
 _POOL_OPTIONS = frozenset(inspect.signature(ConnectionPool).parameters) - {"connect_kwargs"} | {"timeout"}
 
-#: The files that stand between the user's line and the borrow.
-_IN_BETWEEN = (
+#: The files whose frames lie between the user's line and the borrow.
+_INTERNAL_FILES = (
     __file__,
     contextlib.__file__,
     *(os.path.join(os.path.dirname(django.__file__), folder, "") for folder in ("db", "utils")),  # noqa: PTH118, PTH120
@@ -45,21 +45,21 @@ class AliasPool(ConnectionPool):
     """The pool of one alias in this process."""
 
     def __init__(self, alias: str, options: dict[str, Any], connect_kwargs: dict[str, Any]) -> None:
-        #: What it was made with: other settings, as in tests, make another pool.
+        #: The settings it was made with. If they change, as in tests, another pool is made.
         self.made_with = options, connect_kwargs
         arguments = {"name": alias, "pre_create_num": 0, **options}
-        #: How long a request waits for a connection, in seconds: as in Django's pools for PostgreSQL.
+        #: How long a request waits for a connection, in seconds. The default is that of Django's PostgreSQL pools.
         self.timeout: float | None = arguments.pop("timeout", 30.0)
-        #: What the server has told of itself, which all threads' wrappers want to know.
+        #: The server's version and settings, as Django queries them, shared by the wrappers of all threads.
         self.server_data: dict[str, Any] | None = None
         super().__init__(**arguments, **connect_kwargs)
 
 
 class CursorWrapper(base.CursorWrapper):
-    """Django's, which looks out for PyMySQL's errors also where mysqlclient is installed too."""
+    """Django's cursor wrapper, for PyMySQL's errors: Django's own expects mysqlclient's if that is installed."""
 
     def execute(self, query: Any, args: Any = None) -> Any:
-        """Run a query."""
+        """Run a query, as Django does."""
         try:
             return self.cursor.execute(query, args)
         except pymysql.OperationalError as error:
@@ -67,7 +67,7 @@ class CursorWrapper(base.CursorWrapper):
             raise
 
     def executemany(self, query: Any, args: Any) -> Any:
-        """Run a query for each of `args`."""
+        """Run a query for each element of `args`, as Django does."""
         try:
             return self.cursor.executemany(query, args)
         except pymysql.OperationalError as error:
@@ -80,10 +80,11 @@ class CursorWrapper(base.CursorWrapper):
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Django's connection, which borrows from the pool of its alias in this process, and returns at each close.
+    """Django's connection, which borrows from the pool of its alias, and returns the connection when it is closed.
 
-    `OPTIONS["pool"]` has the pool's options, and `timeout`, the seconds to wait for a connection; True, and none, are
-    the defaults, False is no pool. The rest of OPTIONS is for `pymysql.connect()`.
+    `OPTIONS["pool"]` is a dict with the options of `ConnectionPool` and `timeout`, the seconds to wait for a connection
+    (30.0; None waits for ever). True, or no such key, means all defaults, and False means no pool. The other OPTIONS
+    are for `pymysql.connect()`.
     """
 
     Database = pymysql
@@ -95,14 +96,17 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     @property
     def pool(self) -> AliasPool | None:
-        """The pool, made now if there is none yet; None where there is to be none.
+        """The pool, which is made when it is first needed; None if the settings ask for no pool.
 
-        Raises ImproperlyConfigured where the settings do not go together.
+        Raises ImproperlyConfigured if the settings are wrong or contradict each other.
         """
         return self._pool_with(self.get_connection_params())
 
     def close_pool(self) -> None:
-        """Close the pool: what is idle at once, what is borrowed when it comes back. The next query makes another."""
+        """Close the pool, without waiting for borrowed connections: they are closed when they are returned.
+
+        The next query makes another pool.
+        """
         pool = self._pools.pop(self.alias, None)
         if pool is not None:
             pool.close()
@@ -124,7 +128,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         pool = AliasPool(self.alias, options.copy(), connect_kwargs)
         if current is not None:
             self._pools.pop(self.alias, current).close()
-        # One atomic step: of two threads that get here at once, each with a pool, one is first.
+        # setdefault is atomic: if two threads have made a pool at the same time, both get the same one.
         first = self._pools.setdefault(self.alias, pool)
         if first is not pool:
             pool.close()
@@ -139,21 +143,21 @@ class DatabaseWrapper(base.DatabaseWrapper):
             raise ImproperlyConfigured(f"{name}['OPTIONS']['pool'] has options that no pool has: {', '.join(unknown)}")
         if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             raise ImproperlyConfigured(
-                f"{name} has a pool, which keeps connections open by itself: CONN_MAX_AGE should be 0, and "
-                "con_lifetime in OPTIONS['pool'] says how old a connection may become"
+                f"{name} has a pool, which keeps connections open itself: CONN_MAX_AGE should be 0; "
+                "con_lifetime in OPTIONS['pool'] limits the age of a connection"
             )
 
     # Its connections
 
     def get_connection_params(self) -> dict[str, Any]:
-        """The keywords for PyMySQL."""
+        """Return the keyword arguments for `pymysql.connect()`."""
         params: dict[str, Any] = super().get_connection_params()
         params.pop("pool", None)
         if params["conv"] is base.django_conversions:
             params["conv"] = _CONVERSIONS
         params["autocommit"] = self.settings_dict["AUTOCOMMIT"]
         if self._pool_options() is not None and self.isolation_level:
-            # Once for each session, and not at each borrow.
+            # Set it once for each session, and not at each borrow.
             level = f"SET SESSION TRANSACTION ISOLATION LEVEL {self.isolation_level.upper()}"
             if params.get("init_command"):
                 params["client_flag"] |= base.CLIENT.MULTI_STATEMENTS
@@ -163,16 +167,19 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     @async_unsafe
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """Borrow a connection, or open one where there is no pool."""
+        """Borrow a connection, or open one if there is no pool.
+
+        Raises `GetConnectionFromPoolError`, an OperationalError, if none becomes free within the pool's `timeout`.
+        """
         pool = self._pool_with(conn_params)
         if pool is None:
             return pymysql.connect(**conn_params)
         connection = pool.get_connection(pool.timeout, 0, pre_ping=self.settings_dict["CONN_HEALTH_CHECKS"])
-        connection._place.loan.is_for(_users(_getframe()))
+        connection._place.loan.is_for(_first_user_frame(_getframe()))
         return connection
 
     def init_connection_state(self) -> None:
-        """Django's, without the isolation level where `connect()` has set it."""
+        """Do as Django does, but leave out the isolation level if `init_command` has set it."""
         level = self.isolation_level
         if self._pool_options() is not None:
             self.isolation_level = None
@@ -183,11 +190,11 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     @async_unsafe
     def create_cursor(self, name: str | None = None) -> CursorWrapper:  # noqa: ARG002  Django's signature
-        """A cursor."""
+        """Return a cursor."""
         return CursorWrapper(self.connection.cursor())
 
     def is_usable(self) -> bool:
-        """Whether the server answers."""
+        """Return whether the server answers a ping."""
         try:
             self.connection.ping(reconnect=False)
         except pymysql.Error:
@@ -200,7 +207,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     @cached_property
     def mysql_server_data(self) -> dict[str, Any]:
-        """Django's, asked once for each pool and not in each thread."""
+        """The server's version and settings, queried once for each pool and not in each thread."""
         pool = self.pool
         if pool is None or pool.server_data is None:
             data: dict[str, Any] = super().mysql_server_data
@@ -210,8 +217,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return pool.server_data
 
 
-def _users(frame: FrameType) -> FrameType:
-    """The first frame from `frame` upwards that is not Django's way to the database."""
-    while frame.f_code.co_filename.startswith(_IN_BETWEEN) and frame.f_back is not None:
+def _first_user_frame(frame: FrameType) -> FrameType:
+    """Return `frame`, or the first of its callers that is neither in this module nor in Django's database layer."""
+    while frame.f_code.co_filename.startswith(_INTERNAL_FILES) and frame.f_back is not None:
         frame = frame.f_back
     return frame

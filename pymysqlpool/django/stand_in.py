@@ -1,4 +1,4 @@
-"""PyMySQL in the place of mysqlclient, which Django's own backend imports. To import this module does it."""
+"""Importing this module makes PyMySQL available as MySQLdb, the module of mysqlclient that Django's backend imports."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 import pymysql
 from django.core.exceptions import ImproperlyConfigured
 
-#: What Django 5.2 and newer ask of mysqlclient, and what the first PyMySQL says that is as new as that.
+#: The version of mysqlclient that Django 5.2 and newer need, and the first PyMySQL that claims to be as new as that.
 _NEEDED, _SINCE = (2, 2, 1), "1.1.3"
 
 
 def stand_in() -> None:
-    """Let `import MySQLdb` give PyMySQL, where mysqlclient is not installed or can't be loaded.
+    """Make `import MySQLdb` import PyMySQL, if mysqlclient is not installed or can't be loaded.
 
-    All its submodules are PyMySQL's own: imported anew under another name they would have exceptions of their own.
+    The same holds for all submodules: a second import of them under another name would define the exceptions again.
     """
     try:
         import MySQLdb as found  # noqa: N813, PLC0415
