@@ -33,8 +33,8 @@ _JITTER = 0.1
 _QUIT = struct.pack("<IB", 1, COMMAND.COM_QUIT)
 
 
-# The sockets of all open sessions, by id. The garbage collector finalizes objects in no certain order, and a socket that
-# is finalized while it is open raises a ResourceWarning: so each stays reachable until its session is closed.
+# The sockets of all open sessions, by id. The garbage collector finalizes objects in no certain order, and a socket
+# that is finalized while it is open raises a ResourceWarning: so each stays reachable until its session is closed.
 _open_sockets: dict[int, Any] = {}
 
 
