@@ -118,6 +118,18 @@ def test_the_files_to_read_are_all_there_are() -> None:
     assert package - reading == {"__init__.py"}
 
 
+def test_the_gaps_are_those_that_were_measured() -> None:
+    """The table of a cluster's faults has what `tox -e cluster -- --write` has written."""
+    written = [
+        [cell.strip() for cell in line.split("|")[1:4]]
+        for line in ROOT.joinpath(".github", "cluster.md").read_text().splitlines()
+        if re.match(r"\| .*\d", line)
+    ]
+    assert len(written) == 6
+    for fault, gap, raw in written:
+        assert f"| {fault} | {gap} | {raw} |\n" in README
+
+
 def test_the_figures_are_those_that_were_measured() -> None:
     """The commands of one cycle are what `tox -e bench` has written."""
     report = json.loads(ROOT.joinpath(".github", "benchmarks.json").read_text())
