@@ -209,7 +209,7 @@ class Session:
         if not self._has_set_timeout:
             self.sock.settimeout(self._timeout)
             self._has_set_timeout = True
-        self._ahead = 0  # this takes what is there of it
+        self._ahead = 0  # this read uses up the buffer
         data: bytes = self._rfile.read(size)
         if len(data) < size:
             raise ConnectionError("the server has closed the connection")

@@ -56,7 +56,7 @@ _CHANGES_TRANSACTION = rf"""(?x){_IN_FRONT}(?:
     | (?:SAVEPOINT|RELEASE\s+SAVEPOINT|ROLLBACK(?:\s+WORK)?\s+TO(?:\s+SAVEPOINT)?)\s+{_NAME}
     )\s*;?\s*
 """
-# Longer ones are not looked at: thousands of blanks would take seconds.
+# Longer statements are not matched: thousands of blanks would take seconds.
 _LONGEST = 1000
 _ENDS_TRANSACTION = rb"(?i)\s*(?:COMMIT|ROLLBACK)(?:\s+WORK)?\s*;?\s*"
 # The name, or the last other character, at the end of the text before a parenthesis.

@@ -49,8 +49,8 @@ HEAD = """\
 | fault | longest gap, s | a raw connection's | confirmed | errors, by code | opened, by node | idle after the return | after `drain()` |
 |---|---:|---:|---:|---|---|---|---|"""  # noqa: E501  a table's head is one line
 GOOD = """\
-The sum was constant on each node, every confirmed transfer was there, no refused one was, no thread hung, and all
-places were back. Galera itself takes 5 s until it gives up a node that says nothing."""
+On each node the sum of the balances stayed the same, every confirmed transfer was found, and no refused one was. No
+thread hung, and all places were free at the end. Galera itself takes 5 s to exclude a node that does not respond."""
 RESULTS = Path(__file__).parents[2] / ".github" / "cluster.md"
 
 
@@ -342,11 +342,12 @@ def main() -> int:
         text = f"""\
 # In front of a cluster
 
-Three nodes of MariaDB {version} with Galera behind HAProxy, all on one machine with {os.cpu_count()} cores: one writer,
-which each fault strikes, and two that stand by. {THREADS} threads transfer money over a pool of {PLACES} with
-autocommit off, and one on a raw connection beside them, which is replaced after each error. A transfer that has failed
-is not tried again. Three numbers are of the three nodes; `drain()` is called when the writer has returned.
-Made by `tox -e cluster -- --write`.
+Three nodes of MariaDB {version} with Galera run behind HAProxy, all on one machine with {os.cpu_count()} cores.
+One node is the writer, which has the faults, and two are standbys.
+{THREADS} threads transfer money over a pool of {PLACES} connections with autocommit off.
+For comparison, another thread uses a raw connection, which it replaces after each error.
+A failed transfer is not tried again. Where a cell has three numbers, they belong to the three nodes.
+`drain()` is called when the writer has returned. `tox -e cluster -- --write` makes this page.
 
 {HEAD}
 {chr(10).join(rows)}
