@@ -151,7 +151,7 @@ class Block:
                 )
             connection.commit()
         except BaseException:
-            connection._left = BROKEN
+            connection._left_in_session = BROKEN
             raise
 
     def _release_handles(self) -> None:

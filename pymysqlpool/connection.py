@@ -224,10 +224,10 @@ class Connection(Wire, pymysql.connections.Connection):
             is_whole = False
             with contextlib.suppress(pymysql.err.Error):
                 super().close()
-        elif self._left == TRANSACTION:
+        elif self._left_in_session == TRANSACTION:
             changed = self.server_status ^ session.connected["server_status"]
             if changed & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT:
-                self._left = DIRTY
+                self._left_in_session = DIRTY
         self._sock = self._rfile = None
         return is_whole
 
@@ -300,12 +300,12 @@ _BORROW_DEFAULTS = {
         "_place",
         "_token",
         "_current_timeout",
-        "_left",
+        "_left_in_session",
         "_may_be_in_transaction",
         "_wrote",
         "_thread_id",
         "_statement",
-        "_leaves",
+        "_statement_leaves",
     )
 }
 

@@ -505,13 +505,15 @@ class ConnectionPool(Generic[Connection_co]):
         session = place.session
         if not handle._detach_session(session) or session is None:  # lost, or in the middle of a reply
             connection = self._recreate(place, "broken", Session.abandon)
-        elif now >= session.expires_at or (handle._left and self._is_beyond_reset(session, handle._left)):
-            reason = "exception" if handle._left == BROKEN else _why_expired(session, now) or "reset"
+        elif now >= session.expires_at or (
+            handle._left_in_session and self._is_beyond_reset(session, handle._left_in_session)
+        ):
+            reason = "exception" if handle._left_in_session == BROKEN else _why_expired(session, now) or "reset"
             connection = self._recreate(place, reason, Session.quit)
         else:
             session.idle_since = now
             session.check_at = now + self._ping_after
-            if handle._left or handle._may_be_in_transaction:
+            if handle._left_in_session or handle._may_be_in_transaction:
                 connection = self._reuse(place, session, handle, error)
             else:
                 connection = self._template.successor(place, handle._current_timeout)
@@ -549,8 +551,10 @@ class ConnectionPool(Generic[Connection_co]):
         The replies are pending then. They are read before the reply to the next borrower's first command.
         """
         commands = None
-        if handle._left >= DIRTY and session.reset is not None:
-            is_doubtful = handle._left == DOUBTFUL or self._on_connect is not None  # it may have changed the database
+        if handle._left_in_session >= DIRTY and session.reset is not None:
+            is_doubtful = (
+                handle._left_in_session == DOUBTFUL or self._on_connect is not None
+            )  # it may have changed the database
             commands = session.reset.commands(with_database=is_doubtful)
             if handle._may_be_in_transaction or is_doubtful:
                 # A proxy may answer the reset itself, without ending the transaction. Nor does a reset end a prepared

@@ -33,9 +33,10 @@ _JITTER = 0.1
 _QUIT = struct.pack("<IB", 1, COMMAND.COM_QUIT)
 
 
-# The sockets of all open sessions, by id. The garbage collector finalizes objects in no certain order, and a socket
-# that is finalized while it is open raises a ResourceWarning: so each stays reachable until its session is closed.
-_open_sockets: dict[int, Any] = {}
+# The sockets of all open sessions, by id, with the files that PyMySQL reads from. The garbage collector finalizes objects
+# in no certain order: a socket that is finalized while it is open raises a ResourceWarning, and a cursor that reads the
+# rest of its rows then must not find the file closed. So both stay reachable until the session is closed.
+_open_sockets: dict[int, tuple[Any, Any]] = {}
 
 
 class Session:
@@ -80,7 +81,7 @@ class Session:
         self._close_socket: Callable[[], object] = bool if self.sock is None else _closer(self.sock)
         self._release_socket = functools.partial(_open_sockets.pop, id(self.sock), None)
         if self.sock is not None:
-            _open_sockets[id(self.sock)] = self.sock
+            _open_sockets[id(self.sock)] = self.sock, self._rfile
         #: Times by the monotonic clock: when the session expires, since when it is idle, and from when on it is checked
         #: before it is lent.
         self.expires_at = now + lifetime * (1 - _JITTER * os.urandom(1)[0] / 256)

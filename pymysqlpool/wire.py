@@ -126,11 +126,11 @@ class Wire(PyMySQLConnection):
     #: The thread that took the token last, the statement that it wrote, and what that leaves (see `left_by`).
     _thread_id = 0
     _statement = b""
-    _leaves = READS
+    _statement_leaves = READS
 
     # Since the borrow:
     #: What may have been left in the session, apart from a transaction.
-    _left = READS
+    _left_in_session = READS
     #: Whether a transaction may be open, and whether it has written.
     _may_be_in_transaction = False
     _wrote = False
@@ -162,14 +162,14 @@ class Wire(PyMySQLConnection):
             raise self._in_use_error() from None
         self._thread_id = get_ident()
         self._statement = sql
-        self._leaves = leaves = left_by(command, sql, self.encoding)
+        self._statement_leaves = leaves = left_by(command, sql, self.encoding)
         session: Any = place.session
         if command == COMMAND.COM_QUERY:
             self._may_be_in_transaction = True
             # None: the session was lost, and the borrower may have called `connect()`.
             if leaves < DIRTY and (session is None or not session.is_trusted):
                 leaves = DIRTY
-        self._left = max(self._left, leaves)
+        self._left_in_session = max(self._left_in_session, leaves)
         try:
             if session is not None and session.pending is not None:
                 self._execute_behind_reset(session, command, sql)
@@ -186,7 +186,7 @@ class Wire(PyMySQLConnection):
         session is closed together with that command's reply, and the command is repeated on a new session. All other
         commands wait for the replies.
         """
-        is_repeatable = self._leaves == READS and certainly_reads(command, sql)
+        is_repeatable = self._statement_leaves == READS and certainly_reads(command, sql)
         timeout = min(PING_TIMEOUT, self._read_timeout or PING_TIMEOUT)
         began = monotonic()
         try:
@@ -310,8 +310,8 @@ class Wire(PyMySQLConnection):
         # table, although it then holds a lock.
         autocommit = status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
         self._may_be_in_transaction = more or in_transaction or not (autocommit or ends_transaction(self._statement))
-        if status & SERVER_SESSION_STATE_CHANGED and self._leaves != TRANSACTION:  # which set it on MySQL
-            self._left = max(self._left, DIRTY)
+        if status & SERVER_SESSION_STATE_CHANGED and self._statement_leaves != TRANSACTION:  # which set it on MySQL
+            self._left_in_session = max(self._left_in_session, DIRTY)
         self._token.append(UNREAD if more else WHOLE)  # type: ignore[union-attr]
 
     def _reply_failed(self, error: MySQLError) -> None:
@@ -322,7 +322,7 @@ class Wire(PyMySQLConnection):
         self._check_lent()
         self._record_error(error)
         if self._sock is not None and not self._token:
-            self._left = max(self._left, DIRTY)
+            self._left_in_session = max(self._left_in_session, DIRTY)
             self._token.append(WHOLE)  # type: ignore[union-attr]
 
     def _set_outcome(self, error: MySQLError) -> None:
@@ -377,7 +377,7 @@ class Wire(PyMySQLConnection):
     def _record_error(self, error: BaseException) -> None:
         """Remember an `error` after which the session must not be used again: the borrower may catch it."""
         if not self._is_reusable_after(error):
-            self._left = BROKEN
+            self._left_in_session = BROKEN
 
     def _is_reusable_after(self, error: BaseException) -> bool:
         """Whether a session may be used again after `error`."""

@@ -508,6 +508,23 @@ def test_a_whole_connection_joins_its_block_in_any_thread(
     assert pool.size() == 1
 
 
+def test_a_subclass_with_a_block_of_its_own(make_pool: MakePool) -> None:
+    """`pool.connection()` leaves it to the subclass what its `with` does."""
+
+    class Own(Connection):
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.close()
+
+    pool = make_pool(size=1, connection_class=Own)
+    for _ in range(2):
+        with pool.connection() as connection:
+            connection.query("select 1")
+    assert pool.size() == 1
+
+
 def test_what_is_entered_in_a_comprehension_is_around_what_follows(make_pool: MakePool) -> None:
     """Before Python 3.12 a comprehension is a function, which has returned before the blocks run that it has begun."""
     pool = make_pool(size=2)

@@ -659,7 +659,12 @@ def test_words_in_the_strings_of_a_write_cost_no_session(make_pool: MakePool, wo
     pool = make_pool(size=1, autocommit=True)
     connection = pool.get_connection()
     connection.query("create table t (word varchar(80))")
-    for statement in ("insert into t values ('{}')", "update t set word = '{}'", "delete from t where word = '{}'"):
+    for statement in (
+        "insert into t values ('{}')",
+        "insert into t values ('a; b')",
+        "update t set word = '{}'",
+        "delete from t where word = '{}'",
+    ):
         connection.query(statement.format(word))
         connection.close()
         session = connection.server_thread_id[0]
