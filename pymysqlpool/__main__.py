@@ -224,7 +224,7 @@ class Borrower(threading.Thread):
         self._race = race
         # Arrays of numbers: a list of objects would make the garbage collector run during the measurement.
         self.waits = array("d")
-        self.wholes = array("d")
+        self.cycles = array("d")
         self.began = self.ended = 0.0
 
     def run(self) -> None:
@@ -236,9 +236,9 @@ class Borrower(threading.Thread):
             race.start.wait()
             self.began = time.perf_counter()
             while True:
-                asked, got, self.ended = self._cycle(None)
-                self.waits.append(got - asked)
-                self.wholes.append(self.ended - asked)
+                start, borrowed, self.ended = self._cycle(None)
+                self.waits.append(borrowed - start)
+                self.cycles.append(self.ended - start)
         except (PoolClosedError, threading.BrokenBarrierError):
             pass  # the run is over
         except Exception as error:  # noqa: BLE001  the main thread raises it
@@ -246,12 +246,12 @@ class Borrower(threading.Thread):
 
     def _cycle(self, timeout: float | None) -> tuple[float, float, float]:
         """Borrow, query and return. Return the times of the start, of the borrow and of the end."""
-        asked = time.perf_counter()
+        start = time.perf_counter()
         connection = self._race.pool.get_connection(timeout, 0)
-        got = time.perf_counter()
+        borrowed = time.perf_counter()
         with connection as cursor:
             cursor.execute(self._race.query)
-        return asked, got, time.perf_counter()
+        return start, borrowed, time.perf_counter()
 
 
 def measure(race: Race, size: int, show: Callable[[str], None]) -> Row:
@@ -272,11 +272,11 @@ def measure(race: Race, size: int, show: Callable[[str], None]) -> Row:
     if race.failure is not None:  # possibly set while the last queries ended
         raise race.failure
     # Queries that were running when the time was over count too, and so does their time.
-    racers = [borrower for borrower in race.borrowers if borrower.wholes]
+    racers = [borrower for borrower in race.borrowers if borrower.cycles]
     seconds = max(racer.ended for racer in racers) - min(racer.began for racer in racers)
     waits = sorted(wait for racer in racers for wait in racer.waits)
-    wholes = sorted(whole for racer in racers for whole in racer.wholes)
-    return Row(size, len(wholes) / seconds, percentiles_ms(waits), percentiles_ms(wholes))
+    cycles = sorted(cycle for racer in racers for cycle in racer.cycles)
+    return Row(size, len(cycles) / seconds, percentiles_ms(waits), percentiles_ms(cycles))
 
 
 def watch(race: Race, show: Callable[[str], None]) -> None:
@@ -287,7 +287,7 @@ def watch(race: Race, show: Callable[[str], None]) -> None:
         if race.over.wait(min(PROGRESS_INTERVAL, max(race.seconds - past, 0.01))):
             return
         past = time.perf_counter() - start
-        done = sum(len(borrower.wholes) for borrower in race.borrowers)
+        done = sum(len(borrower.cycles) for borrower in race.borrowers)
         show(f"{past:.1f} of {race.seconds:g} s, {done / past:.0f} queries/s")
 
 

@@ -70,9 +70,9 @@ class Block:
         self.thread = get_ident()
         #: Whether every use of the handle, in any thread, is inside this block, because only the block has the handle.
         self.has_handle_alone = False
-        # If the exit of the `with` is known, it owns the scope, not the block. The handle refers to the block and the
-        # scope to a frame, of which a variable may refer to a generator that is no longer used: together they would
-        # keep the generator, and the connection of its block, alive.
+        # If the exit of the `with` is known, only the exit keeps the scope. The handle refers to the block, and the
+        # scope to a frame, of which a variable may refer to a generator that is no longer used: if the block kept the
+        # scope, the handle would keep that generator, and the connection of its block, alive.
         self._kept: Scope | None = Scope(frame)
         self._scope = weakref.ref(self._kept)
         #: The cursor of the `with` that began the block, and the cursors of those whose exits are not known.
