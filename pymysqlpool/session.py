@@ -33,9 +33,9 @@ _JITTER = 0.1
 _QUIT = struct.pack("<IB", 1, COMMAND.COM_QUIT)
 
 
-# The sockets of all open sessions, by id, with the files that PyMySQL reads from. The garbage collector finalizes objects
-# in no certain order: a socket that is finalized while it is open raises a ResourceWarning, and a cursor that reads the
-# rest of its rows then must not find the file closed. So both stay reachable until the session is closed.
+# The sockets of all open sessions, by id, with the files that PyMySQL reads from. The garbage collector finalizes
+# objects in no certain order: a socket that is finalized while it is open raises a ResourceWarning, and a cursor that
+# reads the rest of its rows then must not find the file closed. So both stay reachable until the session is closed.
 _open_sockets: dict[int, tuple[Any, Any]] = {}
 
 
