@@ -22,7 +22,7 @@ from .pool import ConnectionPool
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: A size is good enough if it reaches this part of the best rate: more connections would cost more than they gain.
+#: A size is good enough if it reaches this fraction of the best rate: more connections would cost more than they gain.
 GOOD_ENOUGH = 0.95
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 #: The length of the best row's bar, in characters, which makes the table 80 characters wide.
@@ -294,7 +294,7 @@ def watch(race: Race, show: Callable[[str], None]) -> None:
 def percentiles_ms(ordered: list[float]) -> dict[str, float]:
     """Return the percentiles, in milliseconds, of times that are given in seconds and in ascending order.
 
-    A percentile is the smallest of the times that is not less than this part of them (the nearest rank).
+    A percentile is the smallest of the times that is not less than this fraction of them (the nearest rank).
     """
     return {name: 1000 * ordered[math.ceil(part * len(ordered)) - 1] for name, part in PERCENTILES.items()}
 
@@ -303,7 +303,7 @@ def percentiles_ms(ordered: list[float]) -> dict[str, float]:
 
 
 def progress_on(stream: Any) -> Callable[[str], None]:
-    """Return a function that shows a text instead of the last one if `stream` is a terminal, or else does nothing."""
+    """Return a function that replaces the last text by a new one if `stream` is a terminal, and else does nothing."""
 
     def show(text: str) -> None:
         if stream.isatty():

@@ -1,7 +1,7 @@
 """Blocks: units of work, which a `with` statement begins, and whose end returns the connection.
 
 The difficult part is to find the block that a `with` belongs to. Several threads and generators may have blocks on one
-handle, and neither the thread nor the handle identifies a block: the stack of calls does.
+handle, and neither the thread nor the handle identifies a block: the call stack does.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Scope:
 
 
 class Block:
-    """A unit of work that is begun on a handle. It has a connection to itself: the handle or, if it is in use, another.
+    """A unit of work that is begun on a handle. It has its own connection: the handle or, if that is in use, another.
 
     A `with` on the same handle inside the block joins it.
     """
@@ -71,7 +71,7 @@ class Block:
         #: Whether every use of the handle, in any thread, is inside this block, because only the block has the handle.
         self.has_handle_alone = False
         # If the exit of the `with` is known, only the exit keeps the scope. The handle refers to the block, and the
-        # scope to a frame, of which a variable may refer to a generator that is no longer used: if the block kept the
+        # scope to a frame, where a variable may refer to a generator that is no longer used: if the block kept the
         # scope, the handle would keep that generator, and the connection of its block, alive.
         self._kept: Scope | None = Scope(frame)
         self._scope = weakref.ref(self._kept)
@@ -192,8 +192,8 @@ class Exit:
 class ExitDescriptor:
     """The descriptor of `Connection.__exit__`: each `with` gets an exit of its own, as it looks the method up first.
 
-    `contextlib.ExitStack` looks it up on the class, so its exit is not known. Then the stack of calls identifies the
-    block, or else the thread.
+    `contextlib.ExitStack` looks it up on the class, so its exit is not known. Then the call stack, or else the thread,
+    identifies the block.
     """
 
     def __get__(self, handle: Connection | None, owner: type) -> Any:
@@ -228,7 +228,7 @@ def enter(handle: Connection, frame: FrameType) -> Any:
 def leave(handle: Connection, error: BaseException | None) -> None:
     """Leave a `with` on `handle` whose exit is not known.
 
-    Raises `PoolError` if no block, or more than one, can be meant.
+    Raises `PoolError` if no block, or more than one, could be the one to leave.
     """
     blocks = [block for block in vars(handle).get("_blocks", ()) if block.unpaired]
     for found in (

@@ -34,7 +34,7 @@ _AnyCursor = TypeVar("_AnyCursor")
 
 
 class Connection(Wire, pymysql.connections.Connection):
-    """A PyMySQL connection that `close()` and the end of a `with` block return to its pool, if it has one.
+    """A PyMySQL connection. If it has a pool, `close()` and the end of a `with` block return it to that pool.
 
     A connection object is a handle for one borrow. When it is returned, its session moves to a new handle, the
     successor, for the next borrower. On a returned handle, `close()` does nothing, `with` and `execute_query` borrow
@@ -115,7 +115,7 @@ class Connection(Wire, pymysql.connections.Connection):
     @overload
     def cursor(self, cursor: Callable[[Any], _AnyCursor]) -> _AnyCursor: ...
     def cursor(self, cursor: Any = None) -> Any:
-        """Return a new cursor, made by `cursor`, a class or a function, or by `cursorclass` if that is None.
+        """Return a new cursor. `cursor` is the class or function that makes it; if it is None, `cursorclass` is used.
 
         A cursor that is made by a class also has the methods `db_query` and `db_modify`.
         """
@@ -134,7 +134,7 @@ class Connection(Wire, pymysql.connections.Connection):
         connection for the query.
 
         `args` is a tuple, list or dict that PyMySQL formats into the query. Unless it is None, a percent sign in the
-        query is written %%. With `exec_many`, the query runs once for each element of `args`.
+        query must be written %%. With `exec_many`, the query runs once for each element of `args`.
 
         Returns all rows as a sequence, empty if there are none; with `return_one`, one row or None. Rows are dicts if
         `dictcursor` is true.
@@ -205,7 +205,7 @@ class Connection(Wire, pymysql.connections.Connection):
             self._pool._take_back(self)
 
     def _detach_session(self, session: Session | None) -> bool:
-        """Detach the session from this handle. Return whether it can be lent again: no reply is left unread."""
+        """Detach the session from this handle. Return whether it can be lent again, with no reply left unread."""
         token: Any = self._token
         try:
             reply = token.pop()  # from now on no thread can use the handle
@@ -214,12 +214,12 @@ class Connection(Wire, pymysql.connections.Connection):
                 self._read_rest_without_waiting()
                 reply = token.pop()
             is_whole = reply is WHOLE
-        except (AttributeError, IndexError):  # no token, as connect() was interrupted; or a reply was interrupted
+        except (AttributeError, IndexError):  # connect() was interrupted: no token; or a reply was interrupted
             is_whole = False
             if session is not None:
                 session.is_in_use = True
-                self._session_in_use = session  # closed when the command gets its error, or drops this connection
-        # The socket differs where PyMySQL has dropped it after an error, and after a reconnect by hand.
+                self._session_in_use = session  # closed when the command gets its error, or lets go of this handle
+        # The socket differs if PyMySQL has dropped it after an error, or after a reconnect by hand.
         if session is None or self._sock is not session.sock:
             is_whole = False
             with contextlib.suppress(pymysql.err.Error):
@@ -268,7 +268,7 @@ class Connection(Wire, pymysql.connections.Connection):
 class _LazyCopy:
     """A mutable attribute that is copied for a connection when it is first read.
 
-    Each borrower has its own copy, so that a change is not seen by others. To copy them all for each successor would
+    Each borrower has its own copy, so that others do not see its changes. Copying them all for each successor would
     raise the cost of a borrow and return from 2.0 to 3.2 times that of a LifoQueue's put and get. The copy is stored in
     the instance's `__dict__`, where Python finds it before this descriptor.
     """
@@ -290,9 +290,9 @@ for _name in _LAZILY_COPIED:
     setattr(Connection, _name, _LazyCopy(_name))
 
 
-# The attributes that describe one borrow. They are preset in the instance's `__dict__`, where Python finds them faster
-# than on the class, and which then need not grow: a borrow and return takes 2.3 times as long as a LifoQueue's put and
-# get, and 2.5 times without this.
+# The attributes that describe one borrow. They are preset in the instance's `__dict__`: Python finds them there faster
+# than on the class, and the dict need not grow later. A borrow and return takes 2.3 times as long as a LifoQueue's
+# put and get, and 2.5 times without this.
 _BORROW_DEFAULTS = {
     name: getattr(Connection, name)
     for name in (
@@ -311,7 +311,7 @@ _BORROW_DEFAULTS = {
 
 
 class Template:
-    """A connection that is never opened, and of which all connections of a pool are copies. They share its SSLContext.
+    """A connection that is never opened. All connections of a pool are copies of it, and share its SSLContext.
 
     If the connection class has an `__init__` of its own, that is run for each copy instead, so that connections share
     none of the objects that it creates.
@@ -375,7 +375,7 @@ class Template:
         return connection
 
     def reset_in_child(self) -> None:  # pragma: no cover  in a forked child
-        """After a fork, put the child's process id into the connection attributes that the server is sent."""
+        """After a fork, put the child's process id into the connection attributes that are sent to the server."""
         self._original._connect_attrs["_pid"] = str(os.getpid())
 
     def _initialize(self, connection: Connection) -> None:

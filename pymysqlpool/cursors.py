@@ -32,7 +32,7 @@ class Shorthands:
 
 
 def run(cursor: Any, query: str, args: Any, *, exec_many: bool = False) -> None:
-    """Run `query` for a public method; a warning names the line that has called that method."""
+    """Run `query` for a public method; a warning names the line that called that method."""
     if exec_many:
         cursor.executemany(query, args)
         return
@@ -119,7 +119,7 @@ _BUILT_IN = {pymysql.cursors.Cursor: Cursor, pymysql.cursors.DictCursor: DictCur
 def as_block_cursor(cursor: Any) -> Any:
     """Make `cursor`, of any class, the cursor of a block, and return it."""
     cls = cursor.__class__  # not type(cursor): a tracing package's proxy gives the class of the cursor that it wraps
-    with contextlib.suppress(TypeError):  # a class of another memory layout: it does not get the connection's methods
+    with contextlib.suppress(TypeError):  # a class with another memory layout: it does not get the connection's methods
         cursor.__class__ = _subclass(cls, "_pymysqlpool_block_cursor", _BlockCursor, cls)
         cursor._pymysqlpool_handle = cursor.connection
     return cursor

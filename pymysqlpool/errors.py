@@ -8,7 +8,7 @@ from pymysql.err import Error, InterfaceError, InternalError, MySQLError, Operat
 
 
 class PoolError(Error):
-    """The base of the pool's errors: the pool, or the way it is used, is at fault, and not the server."""
+    """The base of the pool's errors: the pool, or the way it is used, is at fault, not the server."""
 
     #: Whether the command may have been committed in spite of the error. The pool sets this attribute on every
     #: MySQLError that a borrower's command raises.
@@ -61,7 +61,7 @@ _NOT_THIS_NODE = {
     3101,  # ER_TRANSACTION_ROLLBACK_DURING_COMMIT: group replication has rolled the transaction back
 }
 _CONFLICT = {
-    1205,  # ER_LOCK_WAIT_TIMEOUT: the statement was rolled back, and not the transaction
+    1205,  # ER_LOCK_WAIT_TIMEOUT: the statement was rolled back, but not the transaction
     1213,  # ER_LOCK_DEADLOCK: the transaction was rolled back
 }
 # The client could not reach a server: CR_CONNECTION_ERROR, CR_CONN_HOST_ERROR and CR_UNKNOWN_HOST.
@@ -122,8 +122,8 @@ def set_outcome(error: MySQLError, *, may_have_committed: bool) -> None:
 def session_survives(error: OperationalError | InternalError) -> bool:
     """Return whether the session can still be used after this error.
 
-    The code decides, as PyMySQL uses these two classes for every code that it does not know. A client's own code means
-    that it has lost the session, or its position in the protocol.
+    The code decides, as PyMySQL uses these two classes for every code that it does not know. One of the client's own
+    codes means that it has lost the session, or its position in the protocol.
     """
     code = _code(error)
     return (1000 <= code < 2000 or code >= 3000) and code not in _SESSION_GONE and code not in _NOT_THIS_NODE

@@ -74,7 +74,7 @@ class FairQueue(queue.Queue[T], Generic[T]):
 
     def __init__(self, maxsize: int = 0, max_waiting: int | None = None) -> None:
         super().__init__(maxsize)  # its locks are not used
-        self.queue = deque()  # gevent's Queue, if it is patched in as queue.Queue, has another type here
+        self.queue = deque()  # gevent's Queue, if it is patched in as queue.Queue, has a different type here
         self._max_waiting = max_waiting
         # The waiters by thread id, in the order of arrival. A thread has one entry at most: if a signal handler
         # interrupts a waiting get() and calls get() itself, it waits at the same position, because the interrupted call
@@ -156,7 +156,7 @@ class FairQueue(queue.Queue[T], Generic[T]):
         self.replace_lost()
         new = waiter = Waiter()
         started = new.last_look
-        slept = 0.0  # the sum of the sleeps that timed out, because tests may have stopped the clock
+        slept = 0.0  # the sum of the sleeps that timed out, because tests may freeze the clock
         try:
             waiter = self._join(new)
             is_new = waiter is new
@@ -187,7 +187,7 @@ class FairQueue(queue.Queue[T], Generic[T]):
             found = self._line.setdefault(waiter.thread, waiter.reference)()
             if found is not None:
                 return found
-            self._line.pop(waiter.thread, None)  # a dead entry, of a get() that was interrupted before it removed it
+            self._line.pop(waiter.thread, None)  # a dead entry: its get() was interrupted before it could remove it
 
     def _wait(self, waiter: Waiter, seconds: float) -> bool:
         """Sleep for at most `seconds`, and return whether the thread was woken."""

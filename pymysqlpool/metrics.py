@@ -118,7 +118,7 @@ class _Watch:
         return found
 
     def _observer(self, pool: ConnectionPool) -> Callable[[str, float], object]:
-        """Return an observer for `pool`. It must not refer to the pool, which would never be collected."""
+        """Return an observer for `pool`. It must not refer to the pool, which otherwise would never be collected."""
         raise NotImplementedError
 
     def _reset_in_child(self) -> None:
@@ -157,7 +157,7 @@ class _Histograms:
 
 
 class PrometheusCollector(_Watch):
-    """A collector for a registry of `prometheus_client`. It takes no lock of a pool."""
+    """A collector for a registry of `prometheus_client`. It takes none of a pool's locks."""
 
     def __init__(self) -> None:
         self._histograms: list[_Histograms] = []
@@ -216,7 +216,7 @@ class PrometheusCollector(_Watch):
 def prometheus(registry: Any = None) -> PrometheusCollector:
     """Register a collector of all pools with `registry` (default `prometheus_client.REGISTRY`), and return it.
 
-    The names are OpenTelemetry's, converted as an OpenTelemetry exporter for Prometheus does:
+    The names are OpenTelemetry's, converted as an OpenTelemetry exporter for Prometheus would do it:
     `db_client_connection_count`, `db_client_connection_wait_time_seconds` and so on, with the label
     `db_client_connection_pool_name`.
 

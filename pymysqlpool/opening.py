@@ -55,7 +55,7 @@ class Opener:
         """
         context = connection.ctx if connection.ssl else None
         if context is not None and self._tls_session is not None:
-            # Resuming the TLS session of an earlier connection spares the server a signature, and half of the time.
+            # Resuming the TLS session of an earlier connection saves the server a signature, and half of the time.
             resume = functools.partial(context.wrap_socket, session=self._tls_session)
             connection.ctx = SimpleNamespace(wrap_socket=resume)
         try:

@@ -30,7 +30,7 @@ class Place:
     with a borrower. A return moves the place from the borrower's handle to a new handle in the queue.
 
     When nothing refers to a place any more, it is lost: the borrower dropped its handle, or an asynchronous exception
-    (KeyboardInterrupt, a signal handler's) came while the connection was being lent or returned. A new place then
+    (KeyboardInterrupt, a signal handler's) was raised while the connection was being lent or returned. A new place then
     replaces it. So an exception between any two lines of Python neither removes a place permanently nor adds one.
     """
 
@@ -99,7 +99,7 @@ class Loan:
         self.was_warned_of = False
         #: True if the handle was dropped with uncommitted writes.
         self.lost_writes = False
-        #: Where the borrow is: the code object, and the offset of the bytecode instruction in it.
+        #: Where the connection was borrowed: the code object, and the offset of the bytecode instruction in it.
         self._at: tuple[CodeType, int]
 
     def begin(self, frame: FrameType, now: float) -> None:

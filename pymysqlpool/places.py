@@ -29,8 +29,8 @@ _SHORTEST_SLEEP = 0.001  # seconds, so that a waiter does not spin
 class Places(FairQueue["Connection"]):
     """The queue of the connections that are not borrowed. Open ones are on top, and are therefore lent first.
 
-    The number of queued and of borrowed places together is always `maxsize`. The queue does not refer to its pool, so
-    that the pool's finalizer can close the idle connections after the pool is gone.
+    The queued and the borrowed places always add up to `maxsize`. The queue does not refer to its pool, so that the
+    pool's finalizer can close the idle connections after the pool is gone.
     """
 
     def __init__(self, template: Template, maxsize: int, max_waiting: int | None) -> None:
@@ -64,7 +64,7 @@ class Places(FairQueue["Connection"]):
     def _get(self) -> Connection:
         """Take the connection that was returned last, preferring sessions whose reset has been answered.
 
-        So a borrower that writes hardly ever waits for a reset.
+        This way a borrower that writes hardly ever waits for a reset.
         """
         queue = self.queue
         place = queue[-1]._place
@@ -146,7 +146,7 @@ class Places(FairQueue["Connection"]):
         )
 
     def forget_last_waits(self) -> None:
-        """Clear the last wait of each place, so that an observer that is new is not called with an old one."""
+        """Clear the last wait of each place, so that a new observer is not called with an old one."""
         for totals in self._totals:
             totals.last_wait()
 
@@ -177,7 +177,7 @@ class Places(FairQueue["Connection"]):
         count = len(self._dead)
         for index, record in enumerate(self._records):
             self._replace(index, record.newest())
-        # Last, so that the next call repeats an interrupted one. Other threads may do the same at the same time.
+        # This comes last, so that the next call repeats an interrupted one. Other threads may do it at the same time.
         with contextlib.suppress(IndexError):
             for _ in range(count):
                 self._dead.popleft()

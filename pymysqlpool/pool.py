@@ -63,7 +63,7 @@ _REFUSED = {
 
 
 class ConnectionPool(Generic[Connection_co]):
-    """A pool of at most `maxsize` connections to one server, lent in the order of the requests.
+    """A pool of at most `maxsize` connections to one server, lent in the order in which they are requested.
 
     All times are seconds, as floats.
 
@@ -190,7 +190,7 @@ class ConnectionPool(Generic[Connection_co]):
           times `timeout` for a connection. A retry does not change the thread's position among the waiting threads.
           Opening a connection is not included in this time; PyMySQL's `connect_timeout` limits it.
         - `pre_ping`: ping the connection before it is lent, even if it was idle for less than `ping_after`.
-        - `retry_interval` (seconds): replaces `timeout`; the name that later releases of the older package used.
+        - `retry_interval` (seconds): replaces `timeout`; the name that later releases of the old package used.
 
         If the server has no free connection (errors 1040, ER_CON_COUNT_ERROR, and 1203 or 1226, for the limits of one
         user), or a cluster node is not ready (1047, ER_UNKNOWN_COM_ERROR), the thread waits until a connection is
@@ -316,8 +316,8 @@ class ConnectionPool(Generic[Connection_co]):
                     self._call_on_connect(connection, session)
             except Exception:  # noqa: BLE001  if it recurs on the new session, it is raised there
                 return "reset"
-        # An idle session without pending replies receives nothing, unless the server has closed it (KILL, wait_timeout,
-        # restart), some with a last error packet.
+        # An idle session without pending replies has nothing to read unless the server has closed it (KILL,
+        # wait_timeout, restart), in some cases after a last error packet.
         return "broken" if session.pending is None and session.poll(0) else None
 
     def _call_on_connect(self, connection: Connection, session: Session) -> None:
@@ -342,7 +342,7 @@ class ConnectionPool(Generic[Connection_co]):
         before = vars(connection).copy()
         began = monotonic()
         try:
-            # PyMySQL applies `connect_timeout` to the connect() call only. Here each step of the handshake has it too.
+            # PyMySQL applies `connect_timeout` to the connect() call only. Here it limits each handshake step too.
             with connection._timeouts(connection.connect_timeout):
                 session = self._opener.open(connection)
                 self._call_on_connect(connection, session)
@@ -368,7 +368,7 @@ class ConnectionPool(Generic[Connection_co]):
     def _replace_session(self, connection: Connection) -> None:
         """Replace the session of a borrowed connection that has not been used yet.
 
-        Called if the pending replies show that the reset of the session has failed.
+        Called when the pending replies show that the reset of the session has failed.
         """
         place = connection._place
         place.end_session("reset", Session.abandon)
@@ -517,7 +517,7 @@ class ConnectionPool(Generic[Connection_co]):
                 connection = self._reuse(place, session, handle, error)
             else:
                 connection = self._template.successor(place, handle._current_timeout)
-        # The loan ends before the place is put back, as the next borrower writes the same loan.
+        # The loan ends before the place is put back, as the next borrower writes to the same loan.
         loan = place.loan
         loan.borrower = None
         seconds = now - loan.since
@@ -558,8 +558,8 @@ class ConnectionPool(Generic[Connection_co]):
             commands = session.reset.commands(with_database=is_doubtful)
             if handle._may_be_in_transaction or is_doubtful:
                 # A proxy may answer the reset itself, without ending the transaction. Nor does a reset end a prepared
-                # XA transaction: a MariaDB session then remains half in it, and commits nothing any more. The ROLLBACK
-                # fails in that case, and the session is replaced.
+                # XA transaction: a MariaDB session is then left half inside it, and no longer commits anything. The
+                # ROLLBACK fails in that case, and the session is replaced.
                 commands = ROLLBACK + commands
         elif handle._may_be_in_transaction and (self.reset is not None or error is not None):
             commands = ROLLBACK
@@ -666,7 +666,7 @@ class ConnectionPoolSingleton(ConnectionPool):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ConnectionPoolSingleton:
         """Return the pool of this class. It is created if there is none, or if the last one is closed."""
-        # Each pool that was closed refers to the pool that replaced it, so that a replacement, too, is one atomic step.
+        # Each closed pool refers to the pool that replaced it, so that replacing a pool is also one atomic step.
         one = cls._first.get(cls)
         while one is not None and one._pool.closed and "_next" in vars(one):
             one = vars(one)["_next"]
@@ -743,7 +743,7 @@ def _counts(size: int | None, maxsize: int | None, pre_create_num: int | None) -
 
 
 def _seconds(name: str, seconds: Any, at_least: float = 0) -> float | None:
-    """Return `seconds` as a float, or None. Raises TypeError if it is no number, ValueError if it is out of range."""
+    """Return `seconds` as a float, or None. Raises TypeError if it is not a number, ValueError if out of range."""
     if seconds is None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, (numbers.Real, decimal.Decimal)):

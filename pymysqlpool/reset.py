@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from .driver import PyMySQLConnection
 
-#: A setting for SET. With it the server reports every change of the session, and not only of what has a tracker of its
-#: own: https://dev.mysql.com/doc/refman/8.4/en/session-state-tracking.html
+#: A setting for SET. With it the server reports every change to the session, not only changes to what has a tracker of
+#: its own: https://dev.mysql.com/doc/refman/8.4/en/session-state-tracking.html
 TRACKING = "SESSION session_track_state_change = 1"
 
 # Session variables that change by themselves, or that describe the last statement or transaction.
@@ -95,10 +95,10 @@ class Server:
         self._store(settings, kept)
 
     def count_partial_reply(self) -> None:
-        """Count a first reset of which not all commands were answered.
+        """Count a first reset of which only some commands were answered.
 
-        The connection may have been lost by accident, or a proxy drops all commands but the first of one write. The
-        latter is assumed the third time.
+        The connection may have been lost by accident, or a proxy may drop all commands but the first of one write.
+        The third time, the latter is assumed.
         """
         self._partial_replies += 1
         if self._partial_replies == 3:
@@ -129,7 +129,7 @@ class Reset:
 
     COM_RESET_CONNECTION keeps the role and the database. The role is set again by `role`, which is part of a SET or a
     statement of its own. The database is selected again only if a statement may have changed it. In any case the SET
-    fails in another database than `database`, and then the session is replaced.
+    fails in a database other than `database`, and then the session is replaced.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .reset import Commands, Reset
 
 #: How long a reply to the pool's own command on an idle session may take, in seconds. After that the session is
-#: replaced, which costs a new connection and no more.
+#: replaced, which costs a new connection and nothing more.
 PING_TIMEOUT = 1.0
 
 # The lifetime of each session is shortened by up to this fraction, and never lengthened, so that sessions that were
@@ -34,8 +34,9 @@ _QUIT = struct.pack("<IB", 1, COMMAND.COM_QUIT)
 
 
 # The sockets of all open sessions, by id, with the files that PyMySQL reads from. The garbage collector finalizes
-# objects in no certain order: a socket that is finalized while it is open raises a ResourceWarning, and a cursor that
-# reads the rest of its rows then must not find the file closed. So both stay reachable until the session is closed.
+# objects in no particular order: a socket that is finalized while it is open raises a ResourceWarning, and a cursor
+# that reads the rest of its rows then must not find the file closed. So both stay reachable until the session is
+# closed.
 _open_sockets: dict[int, tuple[Any, Any]] = {}
 
 
@@ -82,25 +83,25 @@ class Session:
         self._release_socket = functools.partial(_open_sockets.pop, id(self.sock), None)
         if self.sock is not None:
             _open_sockets[id(self.sock)] = self.sock, self._rfile
-        #: Times by the monotonic clock: when the session expires, since when it is idle, and from when on it is checked
-        #: before it is lent.
+        #: Times by the monotonic clock: when the session expires, since when it has been idle, and from when on it is
+        #: checked before it is lent.
         self.expires_at = now + lifetime * (1 - _JITTER * os.urandom(1)[0] / 256)
         self.idle_since = now
         self.check_at = math.inf
         # Whether data can be read as soon as the poll reports it. With TLS, a part of the record may still be missing.
         self._is_plain = type(self.sock) is socket.socket
         # For reading pending replies: the timeout for each of them in seconds, whether it was set on the socket, and
-        # how many bytes at least are in the buffer of `_rfile`.
+        # at least how many bytes are in the buffer of `_rfile`.
         self._timeout = PING_TIMEOUT
         self._has_set_timeout = False
         self._ahead = 0
-        #: Whether a borrower's command may still read or write on the socket: its connection was returned meanwhile, by
+        #: Whether a borrower's command may still use the socket, as its connection was returned in the meantime, by
         #: another thread or a signal handler.
         self.is_in_use = False
         #: The pool's commands whose replies have not been read. They come before the replies to a borrower's commands.
         self.pending: Commands | None = None
-        #: Whether a statement that by its text only reads is taken to leave nothing. That requires that the server, and
-        #: the proxy in front of it, report what the statement has changed nevertheless.
+        #: Whether a statement whose text only reads is assumed to leave nothing behind. That requires the server, and
+        #: any proxy in front of it, to report what the statement has changed all the same.
         self.is_trusted = False
         #: The attributes of a connection right after `connect()`, with which each handle starts; those of them that
         #: `connect()` has set; and those of the latter that are mutable, and copied for each handle.
@@ -195,7 +196,7 @@ class Session:
     def _read(self, size: int) -> bytes:
         """Read exactly `size` bytes.
 
-        Replies mostly arrive complete. Waiting for them by a poll saves the two system calls that set the socket's
+        Replies usually arrive complete. Waiting for them with a poll saves the two system calls that set the socket's
         timeout and restore it: an INSERT with its reset takes 63 us of processor time instead of 72.
         """
         if self._is_plain and not self._has_set_timeout:
@@ -247,7 +248,7 @@ class Session:
             # lock of the file that is closed next.
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
-        # OpenSSL keeps using the file descriptor of a socket that is closed, which a new socket may have got by then.
+        # OpenSSL keeps using the file descriptor of a socket that is closed, which a new socket may have by then.
         if not self.is_in_use:
             self.close()
 
@@ -268,7 +269,7 @@ def is_of_signal(error: BaseException, since: float, timeout: float) -> bool:
     """Whether `error` was raised by a signal handler, such as one for SIGALRM, and not by the socket.
 
     `since` is when the wait began, by the monotonic clock, and `timeout` the socket's timeout in seconds. Both usually
-    raise TimeoutError, but the socket only when its timeout is over.
+    raise TimeoutError, but the socket only when its timeout has passed.
     """
     reason = error if isinstance(error, OSError) else error.__context__  # PyMySQL's error has it as its context
     return isinstance(reason, TimeoutError) and reason.errno is None and monotonic() - since < timeout

@@ -6,20 +6,20 @@ import re
 
 from pymysql.constants import COMMAND
 
-#: What a statement may leave in the session, apart from what the status flags of its reply tell, in rising order:
+#: What a statement may leave in the session, apart from what the status flags of its reply show, from least to most:
 #:
 #: - READS: nothing, as it only reads
 #: - TRANSACTION: nothing but a transaction, which it begins or ends
 #: - DIRTY: something that a reset undoes
 #: - DOUBTFUL: perhaps another database, which a reset keeps, or an XA transaction, which a reset damages
 #: - LOST: something that no reset undoes
-#: - BROKEN: never by its text: there was an error after which the session must not be used again
+#: - BROKEN: never from the text: there was an error after which the session must not be used again
 READS, TRANSACTION, DIRTY, DOUBTFUL, LOST, BROKEN = range(6)
 
 # All patterns are for statements in capitals. They are strings, which `re` compiles at the first use and caches:
 # compiling them here would take half of the package's import time.
 
-# A comment ends with the first `*/`. Text between `/*!` or `/*M!` and `*/` is executed, and no comment.
+# A comment ends with the first `*/`. Text between `/*!` or `/*M!` and `*/` is executed, so it is not a comment.
 # https://dev.mysql.com/doc/refman/8.4/en/comments.html, https://mariadb.com/kb/en/comment-syntax/
 _COMMENT = r"/\*(?!M?!)[^*]*\*+(?:[^/*][^*]*\*+)*/"
 # `--` before any other character does not match: whether it begins a comment depends on the character set.
@@ -92,8 +92,8 @@ def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: 
     """
     if command != COMMAND.COM_QUERY:
         return {COMMAND.COM_PING: READS, COMMAND.COM_INIT_DB: DOUBTFUL}.get(command, LOST)
-    # `in` takes a fifth of the time in a str that it takes in bytes. Characters that are not ASCII matter only where
-    # quotes are paired, in _only_reads().
+    # `in` takes a fifth as long in a str as in bytes. Characters that are not ASCII matter only where quotes
+    # are paired, in _only_reads().
     text = sql.decode("ascii", "replace").upper()
     if text.startswith("SELECT "):
         if not _has_suspects(text) or _only_reads(sql, encoding):
@@ -102,7 +102,7 @@ def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: 
         return TRANSACTION  # the last two are sent by PyMySQL's autocommit(), and the status flags tell their effect
     elif text.startswith(("INSERT ", "UPDATE ", "DELETE ", "REPLACE ")):
         if ";" not in text and "/*" not in text:
-            return DIRTY  # whatever words its strings have
+            return DIRTY  # whatever words its strings contain
     elif text.startswith("SET "):
         pass
     elif reading := re.match(_READING, text):
@@ -116,7 +116,7 @@ def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: 
 
 
 def certainly_reads(command: int, sql: bytes) -> bool:
-    """Whether a command that READS, by left_by(), calls no function that may write: then it may be run twice."""
+    """Whether a command that is READS by left_by() also calls no function that may write, so it may be run twice."""
     if command != COMMAND.COM_QUERY:
         return True
     text = re.sub(_IN_FRONT, "", sql.decode("ascii", "replace").upper(), count=1)

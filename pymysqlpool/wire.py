@@ -183,8 +183,8 @@ class Wire(PyMySQLConnection):
         """Write a borrower's first command while replies to a reset or ROLLBACK, which may have failed, are pending.
 
         A command that certainly only reads is written before the replies are read. If one of them is an error, the
-        session is closed together with that command's reply, and the command is repeated on a new session. All other
-        commands wait for the replies.
+        session is closed, the command's reply is discarded with it, and the command is repeated on a new session. All
+        other commands wait for the replies.
         """
         is_repeatable = self._statement_leaves == READS and certainly_reads(command, sql)
         timeout = min(PING_TIMEOUT, self._read_timeout or PING_TIMEOUT)
@@ -310,12 +310,12 @@ class Wire(PyMySQLConnection):
         # table, although it then holds a lock.
         autocommit = status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
         self._may_be_in_transaction = more or in_transaction or not (autocommit or ends_transaction(self._statement))
-        if status & SERVER_SESSION_STATE_CHANGED and self._statement_leaves != TRANSACTION:  # which set it on MySQL
+        if status & SERVER_SESSION_STATE_CHANGED and self._statement_leaves != TRANSACTION:  # these set it on MySQL
             self._left_in_session = max(self._left_in_session, DIRTY)
         self._token.append(UNREAD if more else WHOLE)  # type: ignore[union-attr]
 
     def _reply_failed(self, error: MySQLError) -> None:
-        """Handle a packet that is an error or could not be read. An error packet ends the reply. It has no status."""
+        """Handle a packet that is an error or could not be read. An error packet ends the reply. It has no flags."""
         self._set_outcome(error)
         # If the connection was returned while this command ran, its session is closed now.
         vars(self).pop("_session_in_use", None)
