@@ -5,17 +5,24 @@ from __future__ import annotations
 import signal
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import pymysql
 import pytest
+from helpers import SECRET, Clock, set_clock
+from leftovers import Scene
+from protocol_proxy import ProtocolProxy
+from proxy import Proxy
 from server import Server, ServerNotFound, running_server
 
 import pymysqlpool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from helpers import Add, Admin, MakePool, Numbers
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +36,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def admin(server: Server) -> Iterator[pymysql.connections.Connection[Any]]:
+def admin(server: Server) -> Iterator[Admin]:
     """A plain connection beside the pool's, with autocommit."""
     # Without TLS, for which PyMySQL would build a context for every test.
     with pymysql.connect(**server.connect_kwargs, autocommit=True, ssl_disabled=True) as connection:
@@ -37,7 +44,7 @@ def admin(server: Server) -> Iterator[pymysql.connections.Connection[Any]]:
 
 
 @pytest.fixture
-def database(admin: pymysql.connections.Connection[Any]) -> Iterator[str]:
+def database(admin: Admin) -> Iterator[str]:
     """The name of a schema that only this test has."""
     name = f"pymysqlpool_{uuid.uuid4().hex}"
     with admin.cursor() as cursor:
@@ -52,7 +59,7 @@ def database(admin: pymysql.connections.Connection[Any]) -> Iterator[str]:
 
 
 @pytest.fixture
-def make_pool(server: Server, database: str) -> Iterator[Callable[..., pymysqlpool.ConnectionPool]]:
+def make_pool(server: Server, database: str) -> Iterator[MakePool]:
     """Make pools on the test's own schema; keywords go before what is filled in here."""
     with ExitStack() as stack:
 
@@ -61,6 +68,110 @@ def make_pool(server: Server, database: str) -> Iterator[Callable[..., pymysqlpo
             return stack.enter_context(pymysqlpool.ConnectionPool(**{**defaults, **kwargs}))
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def tls_server() -> Iterator[Server]:
+    """A server with a certificate, for this file alone."""
+    with running_server(tls=True) as found:
+        if found.ca is None:
+            pytest.skip("nothing is known of the certificate of a server that runs already")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def scene(server: Server, on_mariadb: bool) -> Iterator[Scene]:
+    """A schema with all that borrowers leave things in."""
+    with Scene(server, on_mariadb=on_mariadb).set_up() as scene:
+        yield scene
+
+
+@pytest.fixture
+def table(admin: Admin, database: str) -> str:
+    """A table of numbers, by its full name."""
+    name = f"{database}.numbers"
+    with admin.cursor() as cursor:
+        cursor.execute(f"create table {name} (id int auto_increment primary key, number int) engine=innodb")
+    return name
+
+
+@pytest.fixture
+def numbers(admin: Admin, table: str) -> Numbers:
+    """Tell what has been committed to the table."""
+
+    def committed() -> list[int]:
+        with admin.cursor() as cursor:
+            cursor.execute(f"select number from {table} order by id")
+            return [number for (number,) in cursor.fetchall()]
+
+    return committed
+
+
+@pytest.fixture
+def add(table: str) -> Add:
+    """Insert a number through a cursor."""
+
+    def insert(cursor: Any, number: int) -> None:
+        cursor.execute(f"insert into {table} (number) values (%s)", (number,))
+
+    return insert
+
+
+@pytest.fixture
+def user(admin: Admin, database: str) -> Iterator[str]:
+    """A user with the password SECRET."""
+    name = f"u{uuid.uuid4().hex[:20]}"
+    with admin.cursor() as cursor:
+        cursor.execute(f"create user {name}@'%%' identified by %s", (SECRET,))
+        cursor.execute(f"grant all on {database}.* to {name}@'%%'", ())
+        yield name
+        cursor.execute(f"drop user {name}@'%%'", ())
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    """A network between the pool and the server."""
+    with Proxy(server.host, server.port) as network:
+        yield network
+
+
+@pytest.fixture
+def protocol_proxy(server: Server) -> Iterator[ProtocolProxy]:
+    """A proxy between the pool and the server that knows the protocol."""
+    with ProtocolProxy(server.host, server.port) as between:
+        yield between
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads beside the test's own."""
+    with ThreadPoolExecutor(12) as executor:
+        yield executor
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the test, in place of the machine's; it stands still."""
+    clock = Clock()
+    set_clock(monkeypatch, clock)
+    return clock
+
+
+@pytest.fixture
+def running_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the test, which goes on where a thread waits."""
+    clock = Clock(runs=True)
+    set_clock(monkeypatch, clock)
+    return clock
+
+
+@pytest.fixture
+def alone(server: Server, database: str) -> Iterator[pymysqlpool.Connection]:
+    """A connection without a pool."""
+    connection = pymysqlpool.Connection(database=database, **server.connect_kwargs)
+    yield connection
+    if connection.open:
+        connection.close()
 
 
 @pytest.fixture(scope="session")

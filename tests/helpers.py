@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import traceback
+import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
+
+import pymysqlpool
 
 if TYPE_CHECKING:
     import threading
@@ -20,10 +25,23 @@ if TYPE_CHECKING:
 
     import pymysql
 
-    import pymysqlpool
-
     Admin = pymysql.connections.Connection[Any]
-    MakePool = Callable[..., pymysqlpool.ConnectionPool]
+
+MakePool = Callable[..., pymysqlpool.ConnectionPool]
+Deed = Callable[[Any], object]
+"""What a borrower does with its connection."""
+Numbers = Callable[[], "list[int]"]
+Add = Callable[[Any, int], None]
+
+SECRET = "correct-horse-battery"  # noqa: S105  nobody's
+# No test waits for so long; it stands where a borrower that hangs would wait for ever.
+GENEROUS = 10.0
+# Python warns from 3.12 on that a fork beside other threads may deadlock.
+FORK_AND_THREADS = ".*multi-threaded, use of fork"
+
+
+class Boom(Exception):
+    """The application's own failure."""
 
 
 def skip_where_the_interpreter_prints() -> None:
@@ -35,18 +53,83 @@ def skip_where_the_interpreter_prints() -> None:
         pytest.skip("the interpreter itself prints at its end")
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    """Return as soon as `condition()` holds, where the server, the network or another thread's wait give no event."""
+def eventually(condition: Callable[[], object], pause: float = 0.002) -> None:
+    """Return as soon as `condition()` holds, where the server, the network or another thread's wait give no event.
+
+    It is asked every `pause` seconds.
+    """
     deadline = time.perf_counter() + 30
     while not condition():
         assert time.perf_counter() < deadline, "it never came true"
-        time.sleep(0.002)
+        time.sleep(pause)
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
     """Let the pool, which has the function by its name, and the test go by `clock`."""
     for module in ("time", *(f"pymysqlpool.{name}" for name in ("pool", "place", "places", "session", "wire"))):
         monkeypatch.setattr(f"{module}.monotonic", clock)
+
+
+class Clock:
+    """A clock that a test moves on. It stands still at a whole second, so that sums are exact, or it `runs`."""
+
+    def __init__(self, *, runs: bool = False) -> None:
+        real = time.monotonic
+        start = real() // 1
+        self._base = real if runs else lambda: start
+        self._added = 0.0
+
+    def __call__(self) -> float:
+        return self._base() + self._added
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self._added += seconds
+
+
+def ask(connection: Any, sql: str, *args: object) -> Any:
+    """All rows."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, args or None)
+        return cursor.fetchall()
+
+
+def run(connection: Any, *statements: str) -> Any:
+    """Run statements and return the rows of the last."""
+    rows: Any = ()
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+            rows = cursor.fetchall()
+    return tuple(rows)
+
+
+def running(*statements: str) -> Deed:
+    """What a borrower does who runs these statements."""
+
+    def deed(connection: Any) -> None:
+        for statement in statements:
+            ask(connection, statement)
+
+    return deed
+
+
+def raise_if(error: BaseException | type[BaseException] | None) -> None:
+    if error is not None:
+        raise error
+
+
+def check_answers(pool: pymysqlpool.ConnectionPool) -> int:
+    """Borrow, get the right answer, and return whose session it is."""
+    unique = uuid.uuid4().hex
+    with pool.connection() as connection:
+        assert ask(connection, f"select '{unique}'") == ((unique,),)
+        return connection.server_thread_id[0]
+
+
+def is_alive(session: int, admin: Admin) -> bool:
+    """Whether the server still has the session."""
+    return bool(ask(admin, f"select count(*) from information_schema.processlist where id = {session}") == ((1,),))
 
 
 def sessions(admin: Admin, database: str) -> set[int]:
@@ -88,6 +171,36 @@ def borrow_all(pool: pymysqlpool.ConnectionPool) -> set[int]:
     return ids
 
 
+# The ways in which a borrower returns a connection; each tells which session it had.
+
+
+def by_close(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
+    connection = pool.get_connection()
+    deed(connection)
+    connection.close()
+    return connection.server_thread_id[0]
+
+
+def by_block(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
+    with pool.get_connection() as cursor:
+        deed(cursor.connection)
+        return cursor.connection.server_thread_id[0]
+
+
+def by_block_of_the_pool(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
+    with pool.connection() as connection:
+        deed(connection)
+        return connection.server_thread_id[0]
+
+
+def by_exception(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
+    connection = pool.get_connection()
+    with suppress(Boom), connection:
+        deed(connection)
+        raise Boom
+    return connection.server_thread_id[0]
+
+
 @contextmanager
 def one_thread(name: str = "other") -> Iterator[ThreadPoolExecutor]:
     """A thread beside the test's own, the same one for each job."""
@@ -115,3 +228,35 @@ def is_in(thread: threading.Thread, function: str) -> bool:
     while frame is not None and frame.f_code.co_name != function:
         frame = frame.f_back
     return frame is not None
+
+
+def strike_when_in(thread: threading.Thread, *functions: str) -> None:
+    """Send the thread a signal when it runs these functions."""
+    eventually(lambda: all(is_in(thread, function) for function in functions))
+    signal.pthread_kill(thread.ident or 0, signal.SIGUSR1)
+
+
+def by_fork(job: Callable[[], object]) -> int:
+    """Do `job` in a child that ends without any clean-up; return its exit status."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    status = 1
+    try:
+        job()
+        status = 0
+    except BaseException:  # noqa: BLE001  whatever it is, the child must not go on as a second pytest
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def refuses_after_fork(handle: pymysqlpool.Connection) -> None:
+    """A handle of the parent's says so in the child, and its end does nothing."""
+    for use in (handle.cursor, handle.ping, handle.commit, lambda: handle.query("select 1"), handle.connect):
+        with pytest.raises(pymysqlpool.PoolError, match="before the fork"):
+            use()
+    with pytest.raises(pymysqlpool.PoolError, match="before the fork"):
+        handle.execute_query("select 1")
+    handle.close()

@@ -1,4 +1,4 @@
-"""A TCP proxy in this process that can be slow, deaf, rude or gone."""
+"""A TCP proxy in this process that can be slow, deaf, rude or gone, or hold back what the server says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -127,3 +127,68 @@ class Proxy:
     def _due_after(self, last: float) -> float:
         """When what has come now is due; strictly after the last, for the loop keeps no order between equal times."""
         return max(self._loop.time() + self.delay, math.nextafter(last, math.inf))
+
+
+class Dam(Proxy):
+    """A network that can hold back what the server says, on the connections that there are at that time."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host, port)
+        self.asked = 0
+        """How many bytes have come from clients."""
+        self.held = 0
+        """How many bytes of the server's have been held back since the last `hold()`."""
+        self._behind: set[asyncio.StreamWriter] = set()
+        self._were_behind: set[asyncio.StreamWriter] = set()
+
+    def hold(self) -> None:
+        """Hold back what comes from now on, the end included."""
+        self._run(self._hold())
+
+    def let_go(self) -> None:
+        """Let what was held back go on, and what follows."""
+        self._run(self._detach_session())
+
+    async def _listen(self) -> None:
+        self._is_open = asyncio.Event()  # here, as before Python 3.10 it belongs to the loop that it is made in
+        await super()._listen()
+
+    @property
+    def is_rid_of_held(self) -> bool:
+        """Whether the connections that there were at the last `hold()` are gone."""
+        return not self._were_behind & set(self._links)
+
+    async def _hold(self) -> None:
+        self._is_open.clear()
+        self._behind = self._were_behind = set(self._links)
+        self.held = 0
+
+    async def _detach_session(self) -> None:
+        self._behind = set()
+        self._is_open.set()
+
+    async def _end(self) -> None:
+        await self._detach_session()
+        await super()._end()
+
+    async def _pump(self, reader: Any, writer: asyncio.StreamWriter) -> None:
+        await super()._pump(_Reader(self, reader, writer), writer)  # type: ignore[arg-type]
+
+
+class _Reader:
+    """One direction of a link, dammed where it leads to the client."""
+
+    def __init__(self, dam: Dam, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._dam = dam
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self, size: int) -> bytes:
+        """Read, and wait while the dam is closed."""
+        data = await self._reader.read(size)
+        if self._writer not in self._dam._links:
+            self._dam.asked += len(data)
+        elif self._writer in self._dam._behind:
+            self._dam.held += len(data)
+            await self._dam._is_open.wait()
+        return data

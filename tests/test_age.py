@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import borrow_all, eventually, session_of, sessions, set_clock
+from helpers import Clock, borrow_all, eventually, session_of, sessions
 
 if TYPE_CHECKING:
     from helpers import Admin, MakePool
 
     from pymysqlpool import ConnectionPool
-
-
-class Clock:
-    """Whole seconds, with which one can reckon exactly, that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = time.monotonic() // 1
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        self.now += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of the test, in place of the machine's."""
-    clock = Clock()
-    set_clock(monkeypatch, lambda: clock.now)
-    return clock
 
 
 def sessions_kept(pool: ConnectionPool, before: set[int]) -> int:

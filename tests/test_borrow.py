@@ -1,12 +1,8 @@
-"""Borrowing: how long it waits, what it gets, how many there can be, and what becomes of a handle that is lost."""
+"""Borrowing: how long it waits, what it gets, and how many there can be."""
 
 from __future__ import annotations
 
-import gc
-import json
 import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -15,37 +11,21 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import pymysql
 import pytest
-from helpers import eventually, skip_where_the_interpreter_prints
-from proxy import Proxy
+from helpers import eventually
 from pymysql.err import OperationalError
 
-from pymysqlpool import Connection, ConnectionPool, GetConnectionFromPoolError, PoolClosedError, PoolError
+from pymysqlpool import Connection, ConnectionPool, GetConnectionFromPoolError, PoolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from helpers import Admin, MakePool
+    from proxy import Proxy
     from server import Server
-
-    MakePool = Callable[..., ConnectionPool]
-    Admin = pymysql.connections.Connection[Any]
 
 
 def waiting(pool: ConnectionPool, count: int) -> Callable[[], bool]:
     return lambda: f" {count} waiting" in repr(pool)
-
-
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads beside the test's own."""
-    with ThreadPoolExecutor() as executor:
-        yield executor
-
-
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    """A proxy before the server."""
-    with Proxy(server.host, server.port) as found:
-        yield found
 
 
 # The wait
@@ -126,19 +106,6 @@ def test_a_retry_keeps_its_place(make_pool: MakePool, admin: Admin, threads: Thr
     first.result().close()
     second.result().close()
     assert pool.size() == 1
-
-
-def test_closing_the_pool_wakes_who_waits(make_pool: MakePool, threads: ThreadPoolExecutor) -> None:
-    """Who waits when the pool is closed is told so at once."""
-    pool = make_pool(size=1)
-    connection = pool.get_connection()
-    line = [threads.submit(pool.get_connection, timeout=None) for _ in range(3)]
-    eventually(waiting(pool, 3))
-    pool.close()
-    for borrowed in line:
-        with pytest.raises(PoolClosedError, match=r"pool\(pool1\) is closed"):
-            borrowed.result()
-    connection.close()
 
 
 # What one gets
@@ -389,147 +356,4 @@ def test_a_failing_constructor_closes_what_it_has_opened(
 # The end of the interpreter
 
 
-EXITS = {
-    "the main thread holds one": "connection = pool.get_connection()",
-    "the main thread is in a block": "pool.get_connection().__enter__().execute('select 1')",
-    "a daemon thread holds one": """
-def hold():
-    connection = pool.get_connection()
-    ready.set()
-    threading.Event().wait()
-threading.Thread(target=hold, daemon=True).start()
-ready.wait()
-""",
-    "a daemon thread waits for one": """
-connection = pool.get_connection()
-threading.Thread(target=pool.get_connection, args=(None,), daemon=True).start()
-while " 1 waiting" not in repr(pool):
-    time.sleep(0.001)
-""",
-    "a daemon thread works": """
-def work():
-    while True:
-        with pool.connection() as connection, connection.cursor() as cursor:
-            cursor.execute("select 1")
-            ready.set()
-threading.Thread(target=work, daemon=True).start()
-ready.wait()
-""",
-    "a daemon thread is in a query": """
-def work():
-    with pool.get_connection() as cursor:
-        ready.set()
-        cursor.execute("select sleep(100)")
-threading.Thread(target=work, daemon=True).start()
-ready.wait()
-""",
-    "an ended thread still holds one": """
-local = threading.local()
-held = []
-thread = threading.Thread(target=lambda: held.append(pool.get_connection()))
-thread.start()
-thread.join()
-""",
-    "a cycle holds one": "connection = pool.get_connection(); connection.me = connection",
-    "nobody holds any": "pool.get_connection().close()",
-}
-
-
-@pytest.mark.parametrize("how", EXITS)
-def test_the_end_of_the_interpreter(server: Server, how: str) -> None:
-    """A connection that is held when the interpreter exits keeps no process alive and prints nothing."""
-    if "thread" in how:
-        skip_where_the_interpreter_prints()
-    program = f"""
-import json, sys, threading, time, pymysqlpool
-pool = pymysqlpool.ConnectionPool(1, **json.loads(sys.stdin.read()))
-ready = threading.Event()
-{EXITS[how]}
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        input=json.dumps(server.connect_kwargs),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=50,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
 # Lost handles
-
-
-def lose(pool: ConnectionPool, *, in_cycle: bool = False) -> tuple[int, int]:
-    """Borrow and drop a connection; return its session and the line of the borrow."""
-    connection = pool.get_connection()
-    line = sys._getframe().f_lineno - 1
-    session = connection.server_thread_id[0]
-    if in_cycle:
-        connection.me = connection
-    del connection
-    gc.collect()
-    return session, line
-
-
-# In a cycle the collector may find the socket before the connection that would close it.
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-@pytest.mark.parametrize("in_cycle", [False, True])
-@pytest.mark.parametrize("look", [ConnectionPool.size, lambda pool: pool.get_connection(timeout=0).close()])
-def test_a_lost_handle_comes_back(make_pool: MakePool, look: Callable[[ConnectionPool], Any], in_cycle: bool) -> None:
-    """A handle that is dropped gives its place back, with a ResourceWarning that names the line of the borrow."""
-    pool = make_pool(size=1)
-    session, line = lose(pool, in_cycle=in_cycle)
-    with pytest.warns(ResourceWarning, match="never returned") as caught:
-        look(pool)
-    assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, line)]
-    assert pool.size() == 1
-    with pool.connection(timeout=0) as connection:
-        assert connection.server_thread_id[0] != session
-    assert (pool.size(), pool.total_num) == (1, 1)
-
-
-def test_a_lost_handle_comes_back_to_who_waits(make_pool: MakePool, threads: ThreadPoolExecutor) -> None:
-    """A lost handle's place comes to a thread that already waits, even for ever."""
-    pool = make_pool(size=1)
-    held = [pool.get_connection()]
-    line = sys._getframe().f_lineno - 1
-    waiter = threads.submit(pool.get_connection, timeout=None)
-    eventually(waiting(pool, 1))
-
-    def drop() -> Connection:
-        held.clear()
-        gc.collect()
-        return waiter.result()
-
-    with pytest.warns(ResourceWarning, match="never returned") as caught:
-        connection = drop()
-    assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, line)]
-    connection.close()
-    assert pool.size() == 1
-
-
-def test_a_lost_handle_does_not_punish_who_finds_it(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
-    """Where warnings are errors, who borrows next gets a connection all the same, and the log tells of the loss."""
-    pool = make_pool(size=1)
-    _, line = lose(pool)
-    pool.get_connection(timeout=0).close()
-    [record] = caplog.records
-    assert f"{__file__}:{line}" in record.getMessage()
-    assert record.levelname in ("WARNING", "ERROR")
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_what_a_lost_handle_wrote_is_undone(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """A lost handle's transaction ends with its session, and holds up nobody."""
-    with admin.cursor() as cursor:
-        cursor.execute(f"create table {database}.numbers (number int primary key) engine=innodb")
-    pool = make_pool(size=1)
-    connection = pool.get_connection()
-    connection.cursor().execute("insert into numbers values (1)")
-    del connection
-    gc.collect()
-    handle = pool.get_connection(timeout=0)
-    handle.execute_query("insert into numbers values (1)")
-    with admin.cursor() as cursor:
-        assert cursor.execute(f"select * from {database}.numbers") == 1

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import queue
-import sys
-import threading
 import traceback
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,9 +14,8 @@ from pymysqlpool import ConnectionPool, GetConnectionFromPoolError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from helpers import MakePool
     from server import Server
-
-    MakePool = Callable[..., ConnectionPool]
 
 GET = "Get connection from pool(pool1)"
 PUT = "Put connection back to pool(pool1)"
@@ -106,64 +102,3 @@ def test_the_error_is_raised_while_handling_queue_empty(exhausted: ConnectionPoo
     assert "queue.Empty" in first
     line = "pymysqlpool.GetConnectionFromPoolError: can't get connection from pool(pool1) within 0*1 second(s)"
     assert line in second.splitlines()
-
-
-def test_the_error_tells_who_holds_the_connections(make_pool: MakePool) -> None:
-    """The error has each holder's thread, line and time, the longest first, as data and as notes."""
-    pool = make_pool(size=2)
-    lines = []
-
-    def borrow() -> pymysqlpool.Connection:
-        lines.append(sys._getframe().f_lineno + 1)
-        return pool.get_connection()
-
-    with ThreadPoolExecutor(1, thread_name_prefix="a worker") as thread:
-        first = thread.submit(borrow).result()
-    second = borrow()
-    with pytest.raises(GetConnectionFromPoolError) as raised:
-        pool.get_connection(0, 0)
-    for connection in (first, second):
-        connection.close()
-
-    error = raised.value
-    assert [(holder["thread"], holder["file"], holder["line"]) for holder in error.holders] == [
-        ("a worker_0", __file__, lines[0]),
-        (threading.current_thread().name, __file__, lines[1]),
-    ]
-    assert error.holders[0]["seconds"] >= error.holders[1]["seconds"] >= 0
-    if hasattr(error, "add_note"):  # Python 3.11
-        for holder, note in zip(error.holders, error.__notes__):
-            assert repr(holder["thread"]) in note
-            assert f"{__file__}:{holder['line']}" in note
-        assert "maxsize=" in error.__notes__[2]
-        assert len(error.__notes__) == 3
-    pool.get_connection().close()
-
-
-@pytest.mark.parametrize("how", ["with", "execute_query", "connection"])
-def test_the_holders_line_is_the_users(make_pool: MakePool, how: str) -> None:
-    """What borrows by itself, a block or `execute_query`, is told by the user's line, not by the pool's."""
-    pool = make_pool(size=1)
-    handle = pool.get_connection()
-    handle.close()
-
-    holders = []
-
-    def ask() -> Iterator[tuple[int]]:
-        with pytest.raises(GetConnectionFromPoolError) as raised:
-            pool.get_connection(0, 0)
-        holders.extend(raised.value.holders)
-        yield (1,)
-
-    if how == "with":
-        with handle:
-            line = sys._getframe().f_lineno - 1
-            list(ask())
-    elif how == "connection":
-        with pool.connection():
-            line = sys._getframe().f_lineno - 1
-            list(ask())
-    else:
-        line = sys._getframe().f_lineno + 1
-        handle.execute_query("select %s", ask(), exec_many=True)
-    assert [(holder["file"], holder["line"]) for holder in holders] == [(__file__, line)]

@@ -11,13 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 import pytest
-from helpers import eventually, sessions
+from helpers import SECRET, eventually, sessions
 
 from pymysqlpool import ConnectionPool, __main__
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from helpers import Admin
     from server import Server
 
-SECRET = "correct-horse-battery"  # noqa: S105  nobody's
 SHORT = ["--threads", "4", "--sizes", "1,2", "--seconds", "0.1"]
 # As `python -m pymysqlpool`, though a shell that runs this in the background has told its children to ignore Ctrl-C.
 PROGRAM = """
@@ -73,16 +71,6 @@ def _environment(server: Server, database: str, monkeypatch: pytest.MonkeyPatch)
     before = set(threading.enumerate())
     yield
     eventually(lambda: set(threading.enumerate()) <= before)
-
-
-@pytest.fixture
-def user(admin: Admin) -> Iterator[str]:
-    """A user with the password SECRET."""
-    name = f"u{uuid.uuid4().hex[:20]}"
-    with admin.cursor() as cursor:
-        cursor.execute(f"create user {name}@'%%' identified by %s", (SECRET,))
-        yield name
-        cursor.execute(f"drop user {name}@'%%'", ())
 
 
 @pytest.fixture

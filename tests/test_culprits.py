@@ -6,14 +6,13 @@ import gc
 import logging
 import sys
 import threading
-import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
-from helpers import borrow_all, eventually, one_thread, session_of, sessions, set_clock
+from helpers import Clock, borrow_all, eventually, one_thread, session_of, sessions
 from pymysql.cursors import SSCursor
 
 from pymysqlpool import Connection, ConnectionPool, GetConnectionFromPoolError
@@ -58,7 +57,7 @@ def by_pool_connection(pool: ConnectionPool, held: Callable[[int], None]) -> Non
         held(this_line() - 1)
 
 
-def by_block(pool: ConnectionPool, held: Callable[[int], None]) -> None:
+def by_two_blocks(pool: ConnectionPool, held: Callable[[int], None]) -> None:
     one, two = pool.get_connection(), pool.get_connection()
     one.close(), two.close()
     with one, two:
@@ -80,7 +79,7 @@ def by_execute_query(pool: ConnectionPool, held: Callable[[int], None]) -> None:
         two.execute_query("select %(a)s", Tell(a=1))
 
 
-@pytest.mark.parametrize("borrow", [by_pool_connection, by_block, by_execute_query])
+@pytest.mark.parametrize("borrow", [by_pool_connection, by_two_blocks, by_execute_query])
 def test_the_line_is_the_users(make_pool: MakePool, borrow: Callable[..., None]) -> None:
     """However a connection is borrowed, the line is the one in the user's program."""
     pool = make_pool(size=2)
@@ -98,13 +97,22 @@ def test_the_line_is_the_users(make_pool: MakePool, borrow: Callable[..., None])
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="no notes before Python 3.11")
 def test_notes(make_pool: MakePool) -> None:
-    """The traceback shows the culprits."""
-    pool = make_pool(size=1)
-    connection, line = pool.get_connection(), this_line()
+    """The traceback shows the culprits, the longest held first, and then how the pool could be larger."""
+    pool = make_pool(size=2)
+    first, first_line_held = pool.get_connection(), this_line()
+    with one_thread("keeper") as keeper:
+        second, second_line_held = keeper.submit(lambda: (pool.get_connection(), this_line())).result()
     error = exhausted(pool)
     shown = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    assert f"'MainThread', borrowed at {__file__}:{line}" in shown
-    connection.close()
+    one, other, remedy = error.__notes__
+    assert f"'MainThread', borrowed at {__file__}:{first_line_held}" in one
+    assert "'keeper_0'" in other
+    assert f"{__file__}:{second_line_held}" in other
+    assert "maxsize=" in remedy
+    assert all(note in shown for note in error.__notes__)
+    first.close()
+    second.close()
+    pool.get_connection().close()
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="no notes before Python 3.11")
@@ -167,20 +175,6 @@ def test_max_waiting_of_none_at_all(make_pool: MakePool) -> None:
 # leak_warning
 
 
-class Clock:
-    """Real time, and what a test adds to it."""
-
-    later = 0.0
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of the test, which goes on where a thread waits."""
-    clock, real = Clock(), time.monotonic
-    set_clock(monkeypatch, lambda: real() + clock.later)
-    return clock
-
-
 def find_by_borrow(pool: ConnectionPool, _: Connection) -> None:
     pool.get_connection().close()
 
@@ -195,16 +189,16 @@ def find_by_time_out(pool: ConnectionPool, _: Connection) -> None:
 
 @pytest.mark.parametrize(("find", "size"), [(find_by_borrow, 3), (find_by_return, 2), (find_by_time_out, 2)])
 def test_leak_warning(
-    make_pool: MakePool, clock: Clock, caplog: pytest.LogCaptureFixture, find: Callable[..., None], size: int
+    make_pool: MakePool, running_clock: Clock, caplog: pytest.LogCaptureFixture, find: Callable[..., None], size: int
 ) -> None:
     """A connection held longer than `leak_warning` is logged once, with the line, and again when it comes back."""
     pool = make_pool(size=size, leak_warning=60)
     connection, line = pool.get_connection(), this_line()
-    clock.later = 59
+    running_clock.advance(59)
     pool.get_connection().close()
     other = pool.get_connection()
     assert not caplog.records
-    clock.later = 61
+    running_clock.advance(2)
     for _ in range(2):
         find(pool, other)
     [record] = caplog.records
@@ -221,11 +215,11 @@ def test_leak_warning(
     assert not caplog.records
 
 
-def test_no_leak_warning(make_pool: MakePool, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_leak_warning(make_pool: MakePool, running_clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """Without `leak_warning` nothing is logged, however long a connection is held."""
     pool = make_pool(size=2)
     connection = pool.get_connection()
-    clock.later = 1e6
+    running_clock.advance(1e6)
     pool.get_connection().close()
     connection.close()
     assert not caplog.records
@@ -279,56 +273,70 @@ LOSSES = [
 ]
 
 
-def first_line(function: Callable[..., Any]) -> int:
-    line: int = function.__code__.co_firstlineno
-    return line
+def line_of_borrow(loss: Callable[..., Any]) -> int:
+    line: int = (lose if loss is lose_with_a_thread else loss).__code__.co_firstlineno
+    return line + (2 if loss is lose_with_an_error else 1)
 
 
+@pytest.mark.parametrize("look", [ConnectionPool.size, lambda pool: pool.get_connection(timeout=0).close()])
 @pytest.mark.parametrize("loss", LOSSES)
 # In a cycle the collector may come to the socket first, which warns of itself as well; so does PyMySQL 1.0.
 @pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
 def test_a_lost_handle_is_found(
-    make_pool: MakePool, admin: Admin, database: str, loss: Callable[[ConnectionPool], None]
+    make_pool: MakePool,
+    admin: Admin,
+    database: str,
+    loss: Callable[[ConnectionPool], None],
+    look: Callable[[ConnectionPool], object],
 ) -> None:
     """A borrowed connection that nothing refers to any more gives its place back, with a warning at its line."""
-    pool = make_pool(size=2)
+    pool = make_pool(size=1)
     for _ in range(3):
         loss(pool)
         gc.collect()
-        with pytest.warns(ResourceWarning) as warned:
-            assert pool.size() == 2
-        [warning] = warned
-        assert warning.filename == __file__
-        assert 0 < warning.lineno - first_line(lose if loss is lose_with_a_thread else loss) <= 3
+        with pytest.warns(ResourceWarning, match="never returned") as warned:
+            look(pool)
+        assert [(warning.filename, warning.lineno) for warning in warned] == [(__file__, line_of_borrow(loss))]
+        assert pool.size() == 1
     borrow_all(pool)
-    eventually(lambda: len(sessions(admin, database)) <= 2)
+    assert pool.total_num == 1
+    eventually(lambda: len(sessions(admin, database)) == 1)
 
 
 @pytest.mark.parametrize("in_cycle", [False, True])
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+# As above.
+@pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
 def test_a_lost_handle_comes_to_who_waits(make_pool: MakePool, in_cycle: bool) -> None:
     """A thread that waits for ever gets the place of a handle that is lost, though nobody else calls the pool."""
     pool = make_pool(size=1)
     holding, losing = threading.Event(), threading.Event()
+    lines = []
 
     def hold_and_lose() -> None:
         connection = pool.get_connection()
+        lines.append(this_line() - 1)
         if in_cycle:
             connection.myself = connection  # type: ignore[attr-defined]
         holding.set()
         assert losing.wait(20)
+
+    def lose_while_one_waits() -> Connection:
+        losing.set()
+        loser.result()
+        gc.collect()
+        return waiter.result(timeout=20)
 
     with ThreadPoolExecutor(2) as threads:
         loser = threads.submit(hold_and_lose)
         assert holding.wait(20)
         waiter = threads.submit(pool.get_connection, timeout=None)
         eventually(lambda: pool._pool.waiting() == 1)
-        losing.set()
-        loser.result()
-        gc.collect()
-        connection = waiter.result(timeout=20)
+        with pytest.warns(ResourceWarning, match="never returned") as warned:
+            connection = lose_while_one_waits()
+    assert [(warning.filename, warning.lineno) for warning in warned] == [(__file__, lines[0])]
     assert session_of(connection)
     connection.close()
+    assert pool.size() == 1
 
 
 def test_the_handle_of_an_ended_thread(make_pool: MakePool) -> None:
@@ -371,4 +379,20 @@ def test_who_finds_a_lost_handle_is_not_to_blame(make_pool: MakePool, caplog: py
     gc.collect()
     pool.get_connection(timeout=0).close()
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    assert f"{__file__}:{first_line(lose) + 1}" in caplog.text
+    assert f"{__file__}:{line_of_borrow(lose)}" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_what_a_lost_handle_wrote_is_undone(make_pool: MakePool, admin: Admin, database: str) -> None:
+    """A lost handle's transaction ends with its session, and holds up nobody."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"create table {database}.numbers (number int primary key) engine=innodb")
+    pool = make_pool(size=1)
+    connection = pool.get_connection()
+    connection.cursor().execute("insert into numbers values (1)")
+    del connection
+    gc.collect()
+    handle = pool.get_connection(timeout=0)
+    handle.execute_query("insert into numbers values (1)")
+    with admin.cursor() as cursor:
+        assert cursor.execute(f"select * from {database}.numbers") == 1

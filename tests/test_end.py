@@ -20,6 +20,7 @@ from helpers import (
     skip_where_the_interpreter_prints,
 )
 
+import pymysqlpool
 from pymysqlpool import ConnectionPool, PoolClosedError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def test_close_wakes_who_waits(make_pool: MakePool) -> None:
         eventually(lambda: pool._pool.waiting() == 4)
         pool.close()
         for waiter in waiters:
-            with pytest.raises(PoolClosedError, match="pool1"):
+            with pytest.raises(PoolClosedError, match=r"pool\(pool1\) is closed"):
                 waiter.result(timeout=20)
     connection.close()
 
@@ -76,7 +77,7 @@ def test_borrow_from_a_closed_pool(make_pool: MakePool) -> None:
     connection.close()
     pool.close()
     for timeout in (0, 1, None):
-        with pytest.raises(PoolClosedError):
+        with pytest.raises(PoolClosedError, match=r"pool\(pool1\)"):
             pool.get_connection(timeout)
     with pytest.raises(PoolClosedError), pool.connection():
         pass
@@ -91,11 +92,13 @@ def test_what_is_borrowed_outlives_close(make_pool: MakePool, admin: Admin, data
     pool = make_pool(size=2)
     connection = pool.get_connection()
     assert pool.close() == 1
+    assert (pool.size(), pool.total_num) == (0, 1)
     session = session_of(connection)
     eventually(lambda: sessions(admin, database) == {session})
     connection.close()
     eventually(lambda: not sessions(admin, database))
     assert (pool.size(), pool.total_num) == (0, 0)
+    assert pool.close() == 0
 
 
 @pytest.mark.parametrize("timeout", [None, 500])
@@ -205,6 +208,18 @@ def keep_borrowed(pool: ConnectionPool) -> None:
     globals()["kept"] = pool.get_connection()
 
 
+def keep_in_a_cycle_borrowed(pool: ConnectionPool) -> None:
+    connection = pool.get_connection()
+    connection.myself = connection  # type: ignore[attr-defined]
+
+
+def keep_of_an_ended_thread(pool: ConnectionPool) -> None:
+    globals()["kept"] = kept = []
+    thread = threading.Thread(target=lambda: kept.append(pool.get_connection()))
+    thread.start()
+    thread.join()
+
+
 def keep_a_block_open(pool: ConnectionPool) -> None:
     globals()["kept"] = block = pool.connection()
     block.__enter__().cursor().execute("select 1")  # type: ignore[attr-defined]
@@ -214,6 +229,31 @@ def leave_a_thread_waiting(pool: ConnectionPool) -> None:
     globals()["kept"] = [pool.get_connection() for _ in range(pool.maxsize)]
     threading.Thread(target=pool.get_connection, args=(None,), daemon=True).start()
     eventually(lambda: pool._pool.waiting() == 1)
+
+
+def leave_a_thread_with_one(pool: ConnectionPool) -> None:
+    ready = threading.Event()
+
+    def hold() -> None:
+        connection = pool.get_connection()
+        ready.set()
+        threading.Event().wait()
+        connection.close()
+
+    threading.Thread(target=hold, daemon=True).start()
+    assert ready.wait(30)
+
+
+def leave_a_thread_in_a_query(pool: ConnectionPool) -> None:
+    ready = threading.Event()
+
+    def work() -> None:
+        with pool.get_connection() as cur:
+            ready.set()
+            cur.execute("select sleep(100)")
+
+    threading.Thread(target=work, daemon=True).start()
+    assert ready.wait(30)
 
 
 def leave_a_thread_at_work(pool: ConnectionPool) -> None:
@@ -230,7 +270,16 @@ def leave_a_thread_at_work(pool: ConnectionPool) -> None:
 
 
 ORDERLY = [keep_idle, keep_in_a_cycle, keep_returned_handle, exit_in_a_block, close_it]
-DISORDERLY = [keep_borrowed, keep_a_block_open, leave_a_thread_waiting, leave_a_thread_at_work]
+DISORDERLY = [
+    keep_borrowed,
+    keep_in_a_cycle_borrowed,
+    keep_of_an_ended_thread,
+    keep_a_block_open,
+    leave_a_thread_waiting,
+    leave_a_thread_with_one,
+    leave_a_thread_in_a_query,
+    leave_a_thread_at_work,
+]
 
 
 @pytest.mark.parametrize("way", ORDERLY)
@@ -254,6 +303,29 @@ def test_a_program_always_exits(server: Server, way: Callable[..., None]) -> Non
 def main(connect_kwargs: dict[str, Any], way: str) -> None:
     """End this way."""
     globals()[way](ConnectionPool(2, "pool1", **connect_kwargs))
+
+
+def test_an_opener_whose_pool_is_closed_is_told_so(make_pool: MakePool) -> None:
+    """Who opens a connection is a holder, and gets PoolClosedError where the pool is closed meanwhile."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(pymysqlpool.Connection):
+        def connect(self, sock: Any = None) -> None:
+            begun.set()
+            assert go_on.wait(30)
+            super().connect(sock)
+
+    pool = make_pool(size=1, pre_create_num=0, connection_class=Slow)
+    with one_thread() as thread:
+        opening = thread.submit(pool.get_connection)
+        assert begun.wait(30)
+        [loan] = pool._pool.borrows()
+        assert (loan.as_data() or {})["opening"] is True
+        assert pool.close() == 1
+        go_on.set()
+        with pytest.raises(PoolClosedError):
+            opening.result()
+    assert pool.close(timeout=10) == 0
 
 
 if __name__ == "__main__":

@@ -9,23 +9,13 @@ import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from helpers import eventually
 
 from pymysqlpool import fairqueue
 from pymysqlpool.fairqueue import FairQueue, QueueClosed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads to wait in."""
-    with ThreadPoolExecutor(12) as executor:
-        yield executor
 
 
 def line_up(queue_: FairQueue[Any], threads: ThreadPoolExecutor, count: int) -> list[Future[Any]]:

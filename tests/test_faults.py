@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pymysql
 import pytest
-from helpers import borrow_all, eventually, kill, one_thread, session_of, sessions, set_clock
-from proxy import Proxy
+from helpers import GENEROUS, borrow_all, eventually, kill, one_thread, session_of, sessions, set_clock
 from pymysql.constants import COMMAND
 from pymysql.err import OperationalError
 from server import Server, running_server
@@ -25,16 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from helpers import Admin, MakePool
-
-# No test waits for so long; it stands where a borrower that hangs would wait for ever.
-GENEROUS = 10.0
-
-
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    """A network between the pool and the server."""
-    with Proxy(server.host, server.port) as network:
-        yield network
+    from proxy import Proxy
 
 
 @pytest.fixture

@@ -6,13 +6,22 @@ import multiprocessing
 import os
 import sys
 import threading
-import traceback
 import warnings
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
-from helpers import borrow_all, eventually, program_arguments, run_as_program, session_of, sessions
+from helpers import (
+    FORK_AND_THREADS,
+    borrow_all,
+    by_fork,
+    eventually,
+    program_arguments,
+    refuses_after_fork,
+    run_as_program,
+    session_of,
+    sessions,
+)
 from pymysql.cursors import SSCursor
 
 from pymysqlpool import Connection, ConnectionPool
@@ -27,25 +36,7 @@ if TYPE_CHECKING:
 if not hasattr(os, "fork"):
     pytest.skip("there is no fork here", allow_module_level=True)
 
-# Python warns from 3.12 on that a fork beside other threads may deadlock: that it does not is what is shown here.
-FORK_AND_THREADS = ".*multi-threaded, use of fork"
 pytestmark = pytest.mark.filterwarnings(f"ignore:{FORK_AND_THREADS}:DeprecationWarning")
-
-
-def by_fork(job: Callable[[], object]) -> int:
-    """Do `job` in a child that ends without any clean-up; return its exit status."""
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1]
-    status = 1
-    try:
-        job()
-        status = 0
-    except BaseException:  # noqa: BLE001  whatever it is, the child must not go on as a second pytest
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
 
 
 def by_multiprocessing(job: Callable[[], object]) -> int:
@@ -112,18 +103,8 @@ def begins_with_an_empty_pool(pool: ConnectionPool, parents: set[int], handles: 
     assert (pool.size(), pool.total_num, pool._pool.waiting()) == (pool.maxsize, 0, 0)
     assert not borrow_all(pool) & parents
     for handle in handles:
-        refuses(handle)
+        refuses_after_fork(handle)
     assert pool.size() == pool.maxsize
-
-
-def refuses(handle: Connection) -> None:
-    """A handle of the parent's says so, and its end does nothing."""
-    for use in (handle.cursor, handle.ping, handle.commit, lambda: handle.query("select 1"), handle.connect):
-        with pytest.raises(PoolError, match="before the fork"):
-            use()
-    with pytest.raises(PoolError, match="before the fork"):
-        handle.execute_query("select 1")
-    handle.close()
 
 
 @pytest.mark.parametrize("fork", FORKS)

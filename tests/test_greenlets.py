@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("switch_often")
 
 
-def ask(connection: Any, number: int) -> int:
+def say(connection: Any, number: int) -> int:
     """Let the server say `number` after a moment."""
     with connection.cursor() as cursor:
         cursor.execute("select %s, sleep(%s)", (number, random.random() / 100))  # noqa: S311  no secret
@@ -45,7 +45,7 @@ def test_many_threads(make_pool: MakePool) -> None:
                 if session in in_use:
                     shared.set()
                 in_use.add(session)
-                assert ask(connection, number * 100 + turn) == number * 100 + turn
+                assert say(connection, number * 100 + turn) == number * 100 + turn
                 in_use.remove(session)
 
     with ThreadPoolExecutor(40) as threads:
@@ -104,7 +104,7 @@ def main(connect_kwargs: dict[str, Any], database: str) -> None:
             timeout = random.choice([None, 0, 0.1])  # noqa: S311
             try:
                 with gevent.Timeout(patience), pool.connection(timeout=timeout) as connection:
-                    answer = ask(connection, mine)
+                    answer = say(connection, mine)
                     assert answer == mine, (answer, mine)
                     outcomes["answered"] += 1
             except gevent.Timeout:

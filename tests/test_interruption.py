@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any, Callable
 import pymysql
 import pytest
 from helpers import borrow_all, eventually, is_in, one_thread, program_arguments, run_as_program, sessions
-from proxy import Proxy
 
 import pymysqlpool
 from pymysqlpool import ConnectionPool, fairqueue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import FrameType
 
     from helpers import Admin, MakePool
+    from proxy import Proxy
     from server import Server
 
 PACKAGE = str(Path(pymysqlpool.__file__).parent)
@@ -236,13 +235,6 @@ def test_between_any_two_lines_while_a_reply_is_owed(
 # The real interrupt
 
 
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    """A network on which one may have to wait."""
-    with Proxy(server.host, server.port) as network:
-        yield network
-
-
 def interrupt_main_in(function: str) -> threading.Thread:
     """Send the main thread a Ctrl-C as soon as it runs a function of this name."""
 
@@ -264,14 +256,15 @@ def wait(pool: ConnectionPool) -> None:
             handle.close()
 
 
-def ask(pool: ConnectionPool) -> None:
+def sleep_in_a_query(pool: ConnectionPool) -> None:
     pool.get_connection().query("select sleep(100)")
 
 
 @pytest.mark.usefixtures("control_c")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize(
-    ("deed", "function"), [(wait, "_wait"), (open_one, "_read_bytes"), (ping, "_read_bytes"), (ask, "_read_bytes")]
+    ("deed", "function"),
+    [(wait, "_wait"), (open_one, "_read_bytes"), (ping, "_read_bytes"), (sleep_in_a_query, "_read_bytes")],
 )
 def test_keyboard_interrupt(
     make_pool: MakePool, proxy: Proxy, deed: Callable[[ConnectionPool], None], function: str

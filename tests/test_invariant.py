@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import pymysql
 import pytest
-from helpers import borrow_all
+from helpers import borrow_all, raise_if
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +17,6 @@ from pymysqlpool import ConnectionPool, GetConnectionFromPoolError
 
 if TYPE_CHECKING:
     from server import Server
-
-    MakePool = Callable[..., ConnectionPool]
 
 THREADS = 3
 MAXSIZE = 3
@@ -83,11 +81,6 @@ class Borrower:
         """Return what is held."""
         while self.held:
             self.held.pop().close()
-
-
-def raise_if(error: type[BaseException] | None) -> None:
-    if error is not None:
-        raise error
 
 
 def make(server: Server) -> ConnectionPool:

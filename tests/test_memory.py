@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
+import pymysqlpool
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -185,3 +187,20 @@ def peak_of(work: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def test_a_block_leaves_no_cycle(make_pool: MakePool) -> None:
+    """What a block has read is gone with the last reference to it, without the collector."""
+    pool = make_pool(size=1)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(3):
+            with pool.get_connection() as cur:
+                cur.execute("select 1")
+            del cur
+        gc.collect()
+        assert [each for each in gc.garbage if isinstance(each, pymysqlpool.Connection)] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()

@@ -29,7 +29,7 @@ def config(server: Server, database: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def table(admin: Admin, database: str) -> str:
+def users(admin: Admin, database: str) -> str:
     """A table with two rows, by its full name."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.users (id int auto_increment primary key, name varchar(20))")
@@ -37,9 +37,9 @@ def table(admin: Admin, database: str) -> str:
     return f"{database}.users"
 
 
-def names(admin: Admin, table: str) -> list[str]:
+def names(admin: Admin, users: str) -> list[str]:
     with admin.cursor() as cursor:
-        cursor.execute(f"select name from {table} order by id")
+        cursor.execute(f"select name from {users} order by id")
         return [name for (name,) in cursor.fetchall()]
 
 
@@ -59,14 +59,14 @@ def test_classic_positions(config: dict[str, Any]) -> None:
         assert pool.size() == 2
 
 
-def test_classic_finally_close(config: dict[str, Any], table: str) -> None:
+def test_classic_finally_close(config: dict[str, Any], users: str) -> None:
     """Borrow, use a cursor, commit, and close in `finally`, in a program that also closes the cursor."""
     with ConnectionPool(size=1, name="pool1", **config) as pool:
         for _ in range(3):
             conn = pool.get_connection()
             cursor = conn.cursor()
             try:
-                cursor.execute(f"update {table} set name = %s where id = %s", ("eve", 1))
+                cursor.execute(f"update {users} set name = %s where id = %s", ("eve", 1))
                 conn.commit()
             except Exception:
                 conn.rollback()
@@ -74,35 +74,35 @@ def test_classic_finally_close(config: dict[str, Any], table: str) -> None:
             finally:
                 cursor.close()
                 conn.close()
-        assert pool.get_connection().execute_query(f"select name from {table}") == (("eve",), ("bob",))
+        assert pool.get_connection().execute_query(f"select name from {users}") == (("eve",), ("bob",))
 
 
-def test_classic_blocks(config: dict[str, Any], table: str) -> None:
+def test_classic_blocks(config: dict[str, Any], users: str) -> None:
     """`with con as cur` on a connection that has just been borrowed, on a returned one, and on one borrowed in it."""
     with ConnectionPool(size=1, **config) as pool:
         con = pool.get_connection()
         with con as cur:
-            cur.execute(f"select count(*) from {table}")
+            cur.execute(f"select count(*) from {users}")
             assert cur.fetchone() == (2,)
         with con as cur:
-            cur.execute(f"select count(*) from {table}")
+            cur.execute(f"select count(*) from {users}")
             assert cur.fetchone() == (2,)
         with pool.get_connection() as cur:
-            cur.execute(f"select count(*) from {table}")
+            cur.execute(f"select count(*) from {users}")
             assert cur.fetchone() == (2,)
         con.close()
         assert pool.size() == 1
 
 
-def test_classic_execute_query(config: dict[str, Any], table: str) -> None:
+def test_classic_execute_query(config: dict[str, Any], users: str) -> None:
     """`execute_query` by its classic arguments."""
     with ConnectionPool(size=1, **config) as pool:
         con = pool.get_connection()
-        assert con.execute_query(f"select name from {table}") == (("ann",), ("bob",))
-        assert con.execute_query(f"select name from {table} where id = %s", (2,), return_one=True) == ("bob",)
-        assert con.execute_query(f"select name from {table} where id = 1", dictcursor=True) == [{"name": "ann"}]
-        assert con.execute_query(f"insert into {table} (name) values (%s)", [("x",), ("y",)], exec_many=True) == ()
-        assert con.execute_query(f"select name from {table} where id = 9", return_one=True) is None
+        assert con.execute_query(f"select name from {users}") == (("ann",), ("bob",))
+        assert con.execute_query(f"select name from {users} where id = %s", (2,), return_one=True) == ("bob",)
+        assert con.execute_query(f"select name from {users} where id = 1", dictcursor=True) == [{"name": "ann"}]
+        assert con.execute_query(f"insert into {users} (name) values (%s)", [("x",), ("y",)], exec_many=True) == ()
+        assert con.execute_query(f"select name from {users} where id = 9", return_one=True) is None
         assert pool.size() == 1
 
 
@@ -231,51 +231,51 @@ def test_later_exhaustion_is_told_the_remedy(config: dict[str, Any]) -> None:
 # 0.3.9 to 0.4.6: cursors of its own, returned handles that refuse, the singleton
 
 
-def test_last_cursors(config: dict[str, Any], table: str, admin: Admin) -> None:
+def test_last_cursors(config: dict[str, Any], users: str, admin: Admin) -> None:
     """`DictCursor` and `Cursor` of the package, `db_query` and `db_modify`."""
     from pymysqlpool import Cursor, DictCursor  # noqa: PLC0415  as it was written
 
     with ConnectionPool(size=1, maxsize=2, **config) as pool:
         with pool.get_connection() as conn:
             with conn.cursor(DictCursor) as cursor:
-                assert cursor.db_query(f"select name from {table} where id = %s", (1,)) == [{"name": "ann"}]
+                assert cursor.db_query(f"select name from {users} where id = %s", (1,)) == [{"name": "ann"}]
             with conn.cursor(Cursor) as cursor:
-                done = cursor.db_modify(f"insert into {table} (name) values (%s)", ("cid",))
+                done = cursor.db_modify(f"insert into {users} (name) values (%s)", ("cid",))
             conn.commit()
         assert done == {"rowcount": 1, "lastrowid": 3}
         with ConnectionPool(size=1, cursorclass=DictCursor, **config) as other, other.get_connection() as conn:
-            assert conn.cursor().db_query(f"select count(*) as n from {table}") == [{"n": 3}]
-    assert names(admin, table) == ["ann", "bob", "cid"]
+            assert conn.cursor().db_query(f"select count(*) as n from {users}") == [{"n": 3}]
+    assert names(admin, users) == ["ann", "bob", "cid"]
 
 
-def test_last_block_with_connection(config: dict[str, Any], table: str, admin: Admin) -> None:
+def test_last_block_with_connection(config: dict[str, Any], users: str, admin: Admin) -> None:
     """`with pool.get_connection() as conn, conn.cursor() as cur`, with a commit and without one."""
     with ConnectionPool(size=1, **config) as pool:
         with pool.get_connection() as conn, conn.cursor() as cur:
-            cur.execute(f"insert into {table} (name) values ('cid')")
+            cur.execute(f"insert into {users} (name) values ('cid')")
             conn.commit()
         with pool.get_connection() as conn:
             cur = conn.cursor()
-            cur.execute(f"insert into {table} (name) values ('dan')")
+            cur.execute(f"insert into {users} (name) values ('dan')")
             cur.close()
         with suppress(ZeroDivisionError), pool.get_connection() as conn:
-            conn.cursor().execute(f"insert into {table} (name) values ('eve')")
+            conn.cursor().execute(f"insert into {users} (name) values ('eve')")
             1 / 0  # noqa: B018
         assert pool.size() == 1
-    assert names(admin, table) == ["ann", "bob", "cid", "dan"]
+    assert names(admin, users) == ["ann", "bob", "cid", "dan"]
 
 
-def test_last_close_inside_the_block(config: dict[str, Any], table: str, admin: Admin) -> None:
+def test_last_close_inside_the_block(config: dict[str, Any], users: str, admin: Admin) -> None:
     """`conn.close()` inside the block does not take away what comes after it: the block's end returns."""
     with ConnectionPool(size=1, **config) as pool:
         with pool.get_connection() as conn:
-            conn.cursor().execute(f"insert into {table} (name) values ('cid')")
+            conn.cursor().execute(f"insert into {users} (name) values ('cid')")
             conn.close()
             conn.commit()
             assert conn.open
         assert pool.size() == 1
         assert not conn.open
-    assert names(admin, table) == ["ann", "bob", "cid"]
+    assert names(admin, users) == ["ann", "bob", "cid"]
 
 
 @pytest.mark.parametrize("method", ["commit", "rollback", "begin", "ping", "cursor", "thread_id"])
@@ -321,34 +321,34 @@ def test_last_singleton(config: dict[str, Any]) -> None:
 
 
 def test_autocommit_left_unset_is_told_at_close(
-    config: dict[str, Any], table: str, admin: Admin, caplog: pytest.LogCaptureFixture
+    config: dict[str, Any], users: str, admin: Admin, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A program that counts on autocommit loses what it writes, and is told so with the remedy, which works."""
-    statement = f"insert into {table} (name) values ('cid')"
+    statement = f"insert into {users} (name) values ('cid')"
     with ConnectionPool(size=1, maxsize=2, **config) as pool:
         conn = pool.get_connection()
         conn.cursor().execute(statement)
         conn.close()
-    assert names(admin, table) == ["ann", "bob"]
+    assert names(admin, users) == ["ann", "bob"]
     [record] = caplog.records
     assert "autocommit=True" in record.getMessage()
     with ConnectionPool(size=1, maxsize=2, autocommit=True, **config) as pool:
         conn = pool.get_connection()
         conn.cursor().execute(statement)
         conn.close()
-    assert names(admin, table) == ["ann", "bob", "cid"]
+    assert names(admin, users) == ["ann", "bob", "cid"]
     assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("in_a_cycle", [False, True])
 @pytest.mark.parametrize(("autocommit", "is_lost"), [(False, True), (True, False)])
 def test_autocommit_left_unset_is_told_at_a_lost_handle(
-    make_pool: MakePool, table: str, autocommit: bool, is_lost: bool, in_a_cycle: bool
+    make_pool: MakePool, users: str, autocommit: bool, is_lost: bool, in_a_cycle: bool
 ) -> None:
     """A handle that is dropped is told with the line of the borrow, and with what was written on it and is lost."""
     pool = make_pool(size=1, autocommit=autocommit)
     conn = pool.get_connection()
-    conn.cursor().execute(f"insert into {table} (name) values ('cid')")
+    conn.cursor().execute(f"insert into {users} (name) values ('cid')")
     if in_a_cycle:
         conn.me = conn  # type: ignore[attr-defined]
     del conn
@@ -360,10 +360,10 @@ def test_autocommit_left_unset_is_told_at_a_lost_handle(
     assert ("autocommit=True" in str(warning.message)) is is_lost
 
 
-def test_a_lost_handle_that_only_read_has_lost_nothing(make_pool: MakePool, table: str) -> None:
+def test_a_lost_handle_that_only_read_has_lost_nothing(make_pool: MakePool, users: str) -> None:
     """The next loss at the same place tells of its own writes, not of those of the one before."""
     pool = make_pool(size=1)
-    for statement, is_lost in ((f"update {table} set name = 'eve'", True), (f"select * from {table}", False)):
+    for statement, is_lost in ((f"update {users} set name = 'eve'", True), (f"select * from {users}", False)):
         pool.get_connection().cursor().execute(statement)
         gc.collect()
         with pytest.warns(ResourceWarning, match="never returned") as caught:

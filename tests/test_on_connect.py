@@ -30,7 +30,7 @@ class Calls:
             cursor.execute("set @call = %s", (len(self.sessions),))
 
 
-def ask(connection: Any, what: str) -> Any:
+def value_of(connection: Any, what: str) -> Any:
     with connection.cursor() as cursor:
         cursor.execute(f"select {what}")
         [row] = cursor.fetchall()
@@ -45,12 +45,12 @@ def test_each_new_session_once(make_pool: MakePool) -> None:
     connections = [pool.get_connection() for _ in range(3)]
     assert len(calls.sessions) == 3
     assert {session_of(connection) for connection in connections} == set(calls.sessions)
-    assert {ask(connection, "@call") for connection in connections} == {1, 2, 3}
+    assert {value_of(connection, "@call") for connection in connections} == {1, 2, 3}
     for connection in connections:
         connection.close()
     for _ in range(5):
         with pool.get_connection() as cur:
-            assert ask(cur, "@call") in {1, 2, 3}
+            assert value_of(cur, "@call") in {1, 2, 3}
     assert len(calls.sessions) == 3
 
 
@@ -63,13 +63,13 @@ def test_again_after_each_reset(make_pool: MakePool, autocommit: bool, deed: str
     for number in range(1, 5):
         connection = pool.get_connection()
         assert len(calls.sessions) == number
-        assert ask(connection, "@call") == number
+        assert value_of(connection, "@call") == number
         connection.query(deed)
         connection.close()
         assert len(calls.sessions) == number
     for _ in range(3):  # what it does itself is nothing that a borrower has left
         connection = pool.get_connection()
-        assert ask(connection, "@call") == len(calls.sessions) == 5
+        assert value_of(connection, "@call") == len(calls.sessions) == 5
         connection.close()
     assert len(set(calls.sessions)) == 1
 
@@ -93,7 +93,7 @@ def test_after_a_rollback_alone_it_is_not_called(make_pool: MakePool) -> None:
     pool = make_pool(size=1, reset="rollback", on_connect=calls)
     for _ in range(3):
         connection = pool.get_connection()
-        assert ask(connection, "@call") == 1
+        assert value_of(connection, "@call") == 1
         connection.close()
     assert len(calls.sessions) == 1
 
@@ -134,7 +134,7 @@ def test_what_it_sets_is_found(  # noqa: PLR0917  fixtures
             for _ in range(2):
                 connections = [pool.get_connection() for _ in range(size)]
                 for connection in connections:
-                    assert ask(connection, what) == (value.format(database) if isinstance(value, str) else value)
+                    assert value_of(connection, what) == (value.format(database) if isinstance(value, str) else value)
                     sessions.add(session_of(connection))
                     connection.query(deed)
                 for connection in connections:
@@ -152,7 +152,7 @@ def test_autocommit_that_it_turns_on_is_the_sessions_own(make_pool: MakePool) ->
     for _ in range(3):
         connection = pool.get_connection()
         assert connection.get_autocommit()
-        assert ask(connection, "@@autocommit") == 1
+        assert value_of(connection, "@@autocommit") == 1
         connection.autocommit(False)  # noqa: FBT003  PyMySQL's
         connection.close()
 
@@ -181,7 +181,7 @@ def test_after_init_command(make_pool: MakePool) -> None:
     pool = make_pool(size=1, init_command="set @a = 1", on_connect=prepare)
     for _ in range(3):
         with pool.get_connection() as cur:
-            assert ask(cur, "@a, @b") == (1, 2)
+            assert value_of(cur, "@a, @b") == (1, 2)
             cur.execute("set @a = 7, @b = 7")
 
 
@@ -219,11 +219,11 @@ def test_what_it_leaves_open_is_nobodys(make_pool: MakePool, admin: Admin, datab
         with pytest.warns(UserWarning, match="unbuffered result was left incomplete"):
             pool = make_pool(size=1, on_connect=prepare)
         connection = pool.get_connection()
-        assert ask(connection, "42") == 42
+        assert value_of(connection, "42") == 42
         cursor.execute(f"select n from {database}.t")
         assert cursor.fetchall() == ((1,),)
         cursor.execute(f"insert into {database}.t values (2)")
-        assert ask(connection, "count(*) from t") == 2  # no snapshot was taken before
+        assert value_of(connection, "count(*) from t") == 2  # no snapshot was taken before
         connection.close()
 
 
@@ -307,7 +307,7 @@ def test_a_session_that_takes_the_place_at_the_first_command(make_pool: MakePool
     place.session.poll = lambda milliseconds: wait(milliseconds) if milliseconds else []
     connection = pool.get_connection()
     assert len(calls.sessions) == 1
-    assert ask(connection, "@call") == 2
+    assert value_of(connection, "@call") == 2
     assert session_of(connection) == calls.sessions[1]
     connection.close()
 

@@ -6,9 +6,10 @@ nothing. What was meant for the pool never answers a borrower.
 
 from __future__ import annotations
 
-import asyncio
 import select
+import signal
 import ssl
+import threading
 import time
 import uuid
 import warnings
@@ -16,12 +17,22 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import pymysql
 import pytest
-from helpers import eventually, kill, one_thread, session_of
-from proxy import Proxy
+from helpers import (
+    FORK_AND_THREADS,
+    GENEROUS,
+    by_fork,
+    eventually,
+    kill,
+    one_thread,
+    refuses_after_fork,
+    run,
+    session_of,
+    strike_when_in,
+)
+from proxy import Dam
 from pymysql.constants import COMMAND, CR
 from pymysql.err import OperationalError
 from server import Server, running_server
-from test_fork import FORK_AND_THREADS, by_fork, refuses
 
 from pymysqlpool.statements import certainly_reads
 
@@ -31,74 +42,6 @@ if TYPE_CHECKING:
     from helpers import Admin, MakePool
 
     from pymysqlpool import ConnectionPool
-
-# No test waits for so long; it stands where a borrower that hangs would wait for ever.
-GENEROUS = 10.0
-
-
-class Dam(Proxy):
-    """A network that can hold back what the server says, on the connections that there are at that time."""
-
-    def __init__(self, host: str, port: int) -> None:
-        super().__init__(host, port)
-        self.asked = 0
-        """How many bytes have come from clients."""
-        self.held = 0
-        """How many bytes of the server's have been held back since the last `hold()`."""
-        self._behind: set[asyncio.StreamWriter] = set()
-        self._were_behind: set[asyncio.StreamWriter] = set()
-
-    def hold(self) -> None:
-        """Hold back what comes from now on, the end included."""
-        self._run(self._hold())
-
-    def let_go(self) -> None:
-        """Let what was held back go on, and what follows."""
-        self._run(self._detach_session())
-
-    async def _listen(self) -> None:
-        self._is_open = asyncio.Event()  # here, as before Python 3.10 it belongs to the loop that it is made in
-        await super()._listen()
-
-    @property
-    def is_rid_of_held(self) -> bool:
-        """Whether the connections that there were at the last `hold()` are gone."""
-        return not self._were_behind & set(self._links)
-
-    async def _hold(self) -> None:
-        self._is_open.clear()
-        self._behind = self._were_behind = set(self._links)
-        self.held = 0
-
-    async def _detach_session(self) -> None:
-        self._behind = set()
-        self._is_open.set()
-
-    async def _end(self) -> None:
-        await self._detach_session()
-        await super()._end()
-
-    async def _pump(self, reader: Any, writer: asyncio.StreamWriter) -> None:
-        await super()._pump(_Reader(self, reader, writer), writer)  # type: ignore[arg-type]
-
-
-class _Reader:
-    """One direction of a link, dammed where it leads to the client."""
-
-    def __init__(self, dam: Dam, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._dam = dam
-        self._reader = reader
-        self._writer = writer
-
-    async def read(self, size: int) -> bytes:
-        """Read, and wait while the dam is closed."""
-        data = await self._reader.read(size)
-        if self._writer not in self._dam._links:
-            self._dam.asked += len(data)
-        elif self._writer in self._dam._behind:
-            self._dam.held += len(data)
-            await self._dam._is_open.wait()
-        return data
 
 
 @pytest.fixture(scope="module", params=["plain", "TLS"])
@@ -182,12 +125,6 @@ def return_behind(dam: Dam, pool: ConnectionPool, deed: str, begin: Callable[[],
     begin()
     connection.close()
     return pending
-
-
-def run(connection: Any, deed: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(deed)
-        cursor.fetchall()
 
 
 def check(connection: Any) -> int:
@@ -511,7 +448,7 @@ def test_a_fork(make_dammed_pool: MakePool, dam: Dam, owed: str, has_come: bool,
     def child() -> None:
         assert pool.total_num == 0
         for handle in handles:
-            refuses(handle)
+            refuses_after_fork(handle)
         with pool.connection(timeout=0) as connection:
             assert check(connection) != pending.session
         handles.clear()
@@ -524,3 +461,34 @@ def test_a_fork(make_dammed_pool: MakePool, dam: Dam, owed: str, has_come: bool,
         handle.close()
     with pool.connection(timeout=0) as connection:
         assert check(connection) == pending.session
+
+
+# Interrupted
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals here")
+@pytest.mark.parametrize("pre_ping", [False, True])
+def test_an_alarm_while_a_reset_is_pending(make_dammed_pool: MakePool, dam: Dam, pre_ping: bool) -> None:
+    """A signal handler's TimeoutError is the borrower's: it is not taken for the reset's, and nothing is run after."""
+
+    def strike(*_: object) -> None:
+        raise TimeoutError("alarm")
+
+    with one_thread() as other:
+        pool = make_dammed_pool(autocommit=True)
+        pool.get_connection().execute_query("create table t (n int)")
+        assert pool.get_connection().execute_query("select count(*) from t") == ((0,),)
+        connection = pool.get_connection()
+        connection.query("do 1")
+        dam.hold()
+        connection.close()
+        former = signal.signal(signal.SIGUSR1, strike)
+        try:
+            other.submit(strike_when_in, threading.current_thread(), "read_pending", "_read")
+            with pytest.raises(TimeoutError, match="alarm"):
+                pool.get_connection(pre_ping=pre_ping).execute_query("insert into t values (1)")
+        finally:
+            signal.signal(signal.SIGUSR1, former)
+            dam.let_go()
+        assert pool.size() == 1
+        assert pool.get_connection().execute_query("select count(*) from t") == ((0,),)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import pymysql
 import pytest
-from helpers import eventually, is_in, one_thread
+from helpers import GENEROUS, eventually, is_in, one_thread, run
 from protocol_proxy import (
     COM_RESET_CONNECTION,
     OK,
@@ -18,6 +19,7 @@ from protocol_proxy import (
     in_transaction,
     without_tracking,
 )
+from proxy import Proxy
 from pymysql.constants import CLIENT, COMMAND, ER
 
 if TYPE_CHECKING:
@@ -28,23 +30,15 @@ if TYPE_CHECKING:
 
     from pymysqlpool import ConnectionPool
 
-# No test waits for so long; it stands where a borrower that hangs would wait for ever.
-GENEROUS = 10.0
-
 
 @pytest.fixture
-def proxy(server: Server) -> Iterator[ProtocolProxy]:
-    """A proxy between the pool and the server."""
-    with ProtocolProxy(server.host, server.port) as between:
-        yield between
-
-
-@pytest.fixture
-def make_proxied_pool(make_pool: MakePool, proxy: ProtocolProxy, schema: str) -> MakePool:
+def make_proxied_pool(make_pool: MakePool, protocol_proxy: ProtocolProxy, schema: str) -> MakePool:
     """Make pools of one place behind the proxy."""
 
     def make(**kwargs: Any) -> ConnectionPool:
-        return make_pool(size=1, host=proxy.host, port=proxy.port, ssl_disabled=True, database=schema, **kwargs)
+        return make_pool(
+            size=1, host=protocol_proxy.host, port=protocol_proxy.port, ssl_disabled=True, database=schema, **kwargs
+        )
 
     return make
 
@@ -75,25 +69,17 @@ def names(plain: Admin) -> list[str]:
         return [name for (name,) in cursor.fetchall()]
 
 
-def run(connection: Any, *statements: str) -> Any:
-    """Run statements and return the rows of the last."""
-    with connection.cursor() as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-        return tuple(cursor.fetchall())
-
-
 class Refusal:
     """Refuses one command, the n-th from now on, as a server does whose query was killed or that is not ready."""
 
-    def __init__(self, proxy: ProtocolProxy, n: int, *, is_done: bool = False, code: int = 1047) -> None:
+    def __init__(self, protocol_proxy: ProtocolProxy, n: int, *, is_done: bool = False, code: int = 1047) -> None:
         self._left = n
         self.is_over = False
         self._is_done = is_done
         self._error = error_packet(code, "refused by the test")
         self.refused: Command | None = None
-        proxy.answer = self._answer
-        proxy.alter = self._alter
+        protocol_proxy.answer = self._answer
+        protocol_proxy.alter = self._alter
 
     def _is_it(self, command: Command) -> bool:
         self._left -= 1
@@ -159,7 +145,7 @@ FIRST: dict[str, First] = {
 }
 
 
-def borrow_and_run(pool: ConnectionPool, proxy: ProtocolProxy, first: First, *, is_late: bool) -> Any:
+def borrow_and_run(pool: ConnectionPool, protocol_proxy: ProtocolProxy, first: First, *, is_late: bool) -> Any:
     """Borrow and do it, where the replies that are owed have come before, or come when they are waited for."""
     connection = pool.get_connection()
     if not is_late:
@@ -169,7 +155,7 @@ def borrow_and_run(pool: ConnectionPool, proxy: ProtocolProxy, first: First, *, 
         doing = thread.submit(first.run, connection)
         [worker] = thread._threads
         eventually(lambda: is_in(worker, "read_pending"))
-        proxy.let_go()
+        protocol_proxy.let_go()
         assert doing.result(GENEROUS) == first.gets
     return connection
 
@@ -186,7 +172,7 @@ def leave_first(pool: ConnectionPool) -> None:
 @pytest.mark.parametrize("owed", OWED)
 def test_where_a_reset_is_refused_nothing_runs_on_its_session(  # noqa: PLR0917 - fixtures
     make_proxied_pool: MakePool,
-    proxy: ProtocolProxy,
+    protocol_proxy: ProtocolProxy,
     plain: Admin,
     schema: str,
     owed: str,
@@ -204,9 +190,9 @@ def test_where_a_reset_is_refused_nothing_runs_on_its_session(  # noqa: PLR0917 
             connection = pool.get_connection()
             run(connection, *(deed.format(schema) for deed in deeds))
             if is_late:
-                proxy.hold()
-            refusal = Refusal(proxy, n, is_done=is_done)
-            proxy.commands.clear()
+                protocol_proxy.hold()
+            refusal = Refusal(protocol_proxy, n, is_done=is_done)
+            protocol_proxy.commands.clear()
             connection.close()
             session = pool._pool.queue[-1]._place.session
             assert session is not None
@@ -215,8 +201,8 @@ def test_where_a_reset_is_refused_nothing_runs_on_its_session(  # noqa: PLR0917 
             if n == replies:
                 refusal.is_over = True
             if not is_late:
-                eventually(lambda: len(proxy.commands) >= replies)  # noqa: B023  called at once
-            connection = borrow_and_run(pool, proxy, first, is_late=is_late)
+                eventually(lambda: len(protocol_proxy.commands) >= replies)  # noqa: B023  called at once
+            connection = borrow_and_run(pool, protocol_proxy, first, is_late=is_late)
             where = f"{name}, refused: {refusal.refused}"
             assert (refusal.refused is None) == (n == replies), where
             refused.add(refusal.refused)
@@ -252,14 +238,14 @@ STATE = "select @left, ifnull(nullif(current_role(), 'NONE'), 'none'), @@autocom
 
 @pytest.mark.parametrize("code", [ER.UNKNOWN_COM_ERROR, ER.QUERY_INTERRUPTED])
 def test_where_a_question_at_an_opening_is_refused(
-    make_proxied_pool: MakePool, proxy: ProtocolProxy, schema: str, role: str, code: int
+    make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy, schema: str, role: str, code: int
 ) -> None:
     """Whatever is refused while a session is opened, or reset and looked at for the first time: nothing is left."""
     n = 0
     is_last = False
     while not is_last:
         pool = make_proxied_pool(pre_create_num=0, sql_mode="ANSI_QUOTES", init_command="set @init = 1")
-        refusal = Refusal(proxy, n, code=code)
+        refusal = Refusal(protocol_proxy, n, code=code)
         with suppress(pymysql.Error), pool.connection() as connection:
             run(connection, f"set role {role}", "set @left = 1")
         with suppress(pymysql.Error), pool.connection() as connection:
@@ -277,27 +263,29 @@ def test_where_a_question_at_an_opening_is_refused(
 # What a proxy may lack or do by itself
 
 
-def announces_no_tracking(proxy: ProtocolProxy) -> None:
-    proxy.capabilities = ~CLIENT.SESSION_TRACK
+def announces_no_tracking(protocol_proxy: ProtocolProxy) -> None:
+    protocol_proxy.capabilities = ~CLIENT.SESSION_TRACK
 
 
-def passes_no_tracking_on(proxy: ProtocolProxy) -> None:
-    proxy.alter = lambda _, reply: without_tracking(reply)
+def passes_no_tracking_on(protocol_proxy: ProtocolProxy) -> None:
+    protocol_proxy.alter = lambda _, reply: without_tracking(reply)
 
 
-def knows_no_reset(proxy: ProtocolProxy) -> None:
-    proxy.answer = lambda command: [error_packet(ER.UNKNOWN_COM_ERROR, "Unknown command")] if command.is_reset else None
+def knows_no_reset(protocol_proxy: ProtocolProxy) -> None:
+    protocol_proxy.answer = lambda command: (
+        [error_packet(ER.UNKNOWN_COM_ERROR, "Unknown command")] if command.is_reset else None
+    )
 
 
-def answers_resets_itself(proxy: ProtocolProxy) -> None:
-    proxy.answer = lambda command: [OK] if command.is_reset else None
+def answers_resets_itself(protocol_proxy: ProtocolProxy) -> None:
+    protocol_proxy.answer = lambda command: [OK] if command.is_reset else None
 
 
-def drops_what_is_behind(proxy: ProtocolProxy) -> None:
-    proxy.answer = lambda command: [] if command.is_behind else None
+def drops_what_is_behind(protocol_proxy: ProtocolProxy) -> None:
+    protocol_proxy.answer = lambda command: [] if command.is_behind else None
 
 
-def drops_what_is_behind_a_reset(proxy: ProtocolProxy) -> None:
+def drops_what_is_behind_a_reset(protocol_proxy: ProtocolProxy) -> None:
     last: list[Command] = []
 
     def answer(command: Command) -> list[bytes] | None:
@@ -305,32 +293,32 @@ def drops_what_is_behind_a_reset(proxy: ProtocolProxy) -> None:
         last[:] = [last[0] if dropped else command]
         return [] if dropped else None
 
-    proxy.answer = answer
+    protocol_proxy.answer = answer
 
 
-def closes_at_what_is_behind(proxy: ProtocolProxy) -> None:
+def closes_at_what_is_behind(protocol_proxy: ProtocolProxy) -> None:
     def answer(command: Command) -> None:
         if command.is_behind:
             raise EOFError
 
-    proxy.answer = answer
+    protocol_proxy.answer = answer
 
 
-def greets_as_old_mysql(proxy: ProtocolProxy) -> None:
-    proxy.version = b"5.7.44"
+def greets_as_old_mysql(protocol_proxy: ProtocolProxy) -> None:
+    protocol_proxy.version = b"5.7.44"
 
 
-def greets_as_mysql(proxy: ProtocolProxy) -> None:
-    proxy.version = b"8.0.35"
+def greets_as_mysql(protocol_proxy: ProtocolProxy) -> None:
+    protocol_proxy.version = b"8.0.35"
 
 
-def greets_as_mariadb(proxy: ProtocolProxy) -> None:
-    proxy.version = b"5.5.5-10.11.6-MariaDB"
+def greets_as_mariadb(protocol_proxy: ProtocolProxy) -> None:
+    protocol_proxy.version = b"5.5.5-10.11.6-MariaDB"
 
 
-def shares_sessions(proxy: ProtocolProxy) -> None:
+def shares_sessions(protocol_proxy: ProtocolProxy) -> None:
     """As a multiplexing proxy does, but where a transaction is open, or a session has what can't be moved."""
-    proxy.sessions = 3
+    protocol_proxy.sessions = 3
     keeping: list[bytes] = []
 
     def may_switch(command: Command, reply: list[bytes]) -> bool:
@@ -340,8 +328,8 @@ def shares_sessions(proxy: ProtocolProxy) -> None:
             keeping.append(command.text)
         return not keeping and not in_transaction(reply)
 
-    proxy.may_switch = may_switch
-    proxy.is_for_all = lambda command: (
+    protocol_proxy.may_switch = may_switch
+    protocol_proxy.is_for_all = lambda command: (
         command.code in (COMMAND.COM_INIT_DB, COM_RESET_CONNECTION) or command.text.lower().startswith(b"set ")
     )
 
@@ -376,7 +364,7 @@ LEAVINGS = [
 @pytest.mark.parametrize("impair", PROXIES)
 def test_what_a_proxy_lacks_lets_nothing_through(  # noqa: PLR0917 - fixtures
     make_proxied_pool: MakePool,
-    proxy: ProtocolProxy,
+    protocol_proxy: ProtocolProxy,
     plain: Admin,
     schema: str,
     role: str,
@@ -384,7 +372,7 @@ def test_what_a_proxy_lacks_lets_nothing_through(  # noqa: PLR0917 - fixtures
     autocommit: bool,
 ) -> None:
     """Behind whatever proxy a borrower finds what `connect()` makes, and each of its statements is answered."""
-    impair(proxy)
+    impair(protocol_proxy)
     look = (
         "select @left, is_used_lock(%s), @@transaction_isolation, @@sql_mode, @@autocommit, database(), "
         "ifnull(nullif(current_role(), 'NONE'), 'none')"
@@ -414,29 +402,29 @@ def test_what_a_proxy_lacks_lets_nothing_through(  # noqa: PLR0917 - fixtures
 
 @pytest.mark.parametrize("impair", [drops_what_is_behind, drops_what_is_behind_a_reset, closes_at_what_is_behind])
 def test_few_resets_wait_for_what_a_proxy_drops(
-    make_proxied_pool: MakePool, proxy: ProtocolProxy, impair: Callable[[ProtocolProxy], None]
+    make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy, impair: Callable[[ProtocolProxy], None]
 ) -> None:
     """Where three resets were answered in part, sessions are replaced, and no later borrower waits."""
-    impair(proxy)
+    impair(protocol_proxy)
     pool = make_proxied_pool()
     for _ in range(4):
         with pool.connection() as connection:
             run(connection, "set @left = 1")
-    proxy.commands.clear()
+    protocol_proxy.commands.clear()
     with pool.connection() as connection:
         assert run(connection, "select @left") == ((None,),)
-    assert not any(command.is_behind for command in proxy.commands)
+    assert not any(command.is_behind for command in protocol_proxy.commands)
 
 
 def test_an_empty_packet_in_place_of_a_reply_costs_the_session(
-    make_proxied_pool: MakePool, proxy: ProtocolProxy
+    make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy
 ) -> None:
     """It is nothing that the protocol has, and the next borrower notices nothing of it."""
     pool = make_proxied_pool()
     for statement in ("set @left = 1", "set @left = 1", "select 1"):  # the last waits for the reply to the reset
         with pool.connection() as connection:
             run(connection, statement)
-    proxy.answer = lambda command: [b""] if command.is_reset else None
+    protocol_proxy.answer = lambda command: [b""] if command.is_reset else None
     with pool.connection() as connection:
         run(connection, "set @left = 1")
     with pool.connection() as other:
@@ -444,10 +432,65 @@ def test_an_empty_packet_in_place_of_a_reply_costs_the_session(
         assert other.server_thread_id[0] != connection.server_thread_id[0]
 
 
-def test_the_proxy_that_shares_sessions_does_so(make_proxied_pool: MakePool, proxy: ProtocolProxy) -> None:
+def test_the_proxy_that_shares_sessions_does_so(make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy) -> None:
     """What is not bound to a session goes to another one each time."""
-    shares_sessions(proxy)
+    shares_sessions(protocol_proxy)
     with make_proxied_pool(autocommit=True).connection() as connection:
         assert len({run(connection, "select connection_id()") for _ in range(3)}) == 3
         run(connection, "begin")
         assert len({run(connection, "select connection_id(), count(*) from t") for _ in range(3)}) == 1
+
+
+# Old servers and slow networks
+
+
+class Old(Proxy):
+    """In front of a server it is one that knows of no authentication plugins, as Sphinx, Manticore and old proxies."""
+
+    async def _serve(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        server_reader, server = await asyncio.open_connection(*self._target)
+        greeting = bytearray(await server_reader.read(65536))
+        upper_capabilities = greeting.index(b"\0", 5) + 1 + 4 + 8 + 1 + 2 + 1 + 2
+        greeting[upper_capabilities] &= ~(CLIENT.PLUGIN_AUTH >> 16) & 0xFF
+        client.write(greeting)
+        response = bytearray(await client_reader.read(65536))
+        response[4 + 2] &= ~(CLIENT.PLUGIN_AUTH >> 16) & 0xFF  # PyMySQL claims it all the same
+        server.write(response)
+        self._links[client] = server
+        await asyncio.gather(self._pump(client_reader, server), self._pump(server_reader, client))
+        for writer in client, server:
+            with suppress(OSError):
+                await writer.wait_closed()
+        del self._links[client]
+
+
+def test_a_server_without_authentication_plugins(make_pool: MakePool, server: Server, on_mariadb: bool) -> None:
+    """It can be reached, as with PyMySQL."""
+    if not on_mariadb:
+        pytest.skip("MySQL 9 lets no such client in")
+    with Old(server.host, server.port) as old:
+        with pymysql.connect(**{**server.connect_kwargs, "port": old.port, "host": old.host}, ssl_disabled=True) as raw:
+            assert not raw.server_capabilities & CLIENT.PLUGIN_AUTH  # type: ignore[attr-defined]
+        pool = make_pool(size=1, host=old.host, port=old.port, ssl_disabled=True)
+        for _ in range(2):
+            assert pool.get_connection().execute_query("select 1") == ((1,),)
+
+
+def test_a_reply_that_comes_in_pieces(make_pool: MakePool, server: Any) -> None:
+    """It is read whole, and the session is kept."""
+
+    class Crumbs(Proxy):
+        async def _pump(self, reader: Any, writer: Any) -> None:
+            with suppress(OSError):  # a reset is an end like any other
+                while data := await reader.read(4096):
+                    for at in range(0, len(data), 5):
+                        writer.write(data[at : at + 5])
+                        await writer.drain()
+                        await asyncio.sleep(0.0005)
+            writer.close()
+
+    with Crumbs(server.host, server.port) as proxy:
+        pool = make_pool(size=1, host=proxy.host, port=proxy.port, ssl_disabled=True, autocommit=True)
+        for _ in range(5):
+            pool.get_connection().execute_query("do 1")
+        assert pool.stats().opened == 1

@@ -130,6 +130,12 @@ def test_the_gaps_are_those_that_were_measured() -> None:
         assert f"| {fault} | {gap} | {raw} |\n" in README
 
 
+def test_each_test_file_has_a_promise() -> None:
+    """The map for contributors names each file of tests, and no other."""
+    named = re.findall(r"`(test_\w+\.py)`", ROOT.joinpath(".github", "CONTRIBUTING.md").read_text())
+    assert sorted(named) == sorted(file.name for file in Path(__file__).parent.glob("test_*.py"))
+
+
 def test_the_figures_are_those_that_were_measured() -> None:
     """The commands of one cycle are what `tox -e bench` has written."""
     report = json.loads(ROOT.joinpath(".github", "benchmarks.json").read_text())

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import ssl
 import traceback
-import uuid
 from typing import TYPE_CHECKING, Any, Callable
 
 import pymysql
 import pytest
-from helpers import borrow_all, kill
+from helpers import SECRET, borrow_all, kill
 from pymysql.err import OperationalError
-from server import running_server
 
 import pymysqlpool
 from pymysqlpool import ConnectionPool, GetConnectionFromPoolError, PoolClosedError, ReturnConnectionToPoolError
@@ -22,19 +20,6 @@ if TYPE_CHECKING:
 
     from helpers import Admin, MakePool
     from server import Server
-
-SECRET = "correct-horse-battery"  # noqa: S105  nobody's
-
-
-@pytest.fixture
-def user(admin: Admin, database: str) -> Iterator[str]:
-    """A user with that password."""
-    name = f"u{uuid.uuid4().hex[:20]}"
-    with admin.cursor() as cursor:
-        cursor.execute(f"create user {name}@'%%' identified by %s", (SECRET,))
-        cursor.execute(f"grant all on {database}.* to {name}@'%%'", ())
-        yield name
-        cursor.execute(f"drop user {name}@'%%'", ())
 
 
 def alter(admin: Admin, user: str, password: str) -> None:
@@ -163,14 +148,11 @@ def test_a_callable_that_fails(make_pool: MakePool, user: str, answer: object) -
 
 
 @pytest.fixture(scope="module")
-def encrypted_server() -> Iterator[Server]:
+def encrypted_server(tls_server: Server) -> Server:
     """A server with a certificate, and a user that must use it."""
-    with running_server(tls=True) as server:
-        if server.ca is None:
-            pytest.skip("the server's certificate is not ours to choose")
-        with pymysql.connect(**server.connect_kwargs) as admin, admin.cursor() as cursor:
-            cursor.execute("create user careful@'%' identified by 'careful' require ssl")
-        yield server
+    with pymysql.connect(**tls_server.connect_kwargs) as admin, admin.cursor() as cursor:
+        cursor.execute("create user careful@'%' identified by 'careful' require ssl")
+    return tls_server
 
 
 def ciphers(pool: ConnectionPool) -> list[str]:
@@ -226,3 +208,10 @@ def test_no_encryption_for_who_requires_it(encrypted_server: Server) -> None:
     with pytest.raises(OperationalError) as raised:
         ConnectionPool(1, "pool1", **options)
     assert raised.value.args[0] == 1045
+
+
+@pytest.mark.parametrize("keyword", ["password", pytest.param("passwd", marks=pytest.mark.filterwarnings("ignore"))])
+def test_repr_keeps_the_password_to_itself(keyword: str) -> None:
+    """A password is nowhere in a pool's repr and name."""
+    pool = ConnectionPool(pre_create_num=0, **{keyword: "s3cret"})
+    assert "s3cret" not in repr(pool) + pool.name

@@ -12,21 +12,13 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import pymysql
 import pytest
-from helpers import eventually, kill, one_thread, session_of, set_clock
+from helpers import Clock, eventually, kill, one_thread, session_of
 
 import pymysqlpool
 from pymysqlpool import Connection, ConnectionPool, GetConnectionFromPoolError, PoolClosedError
 
 if TYPE_CHECKING:
     from helpers import Admin, MakePool
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that stands still: its one item is the time."""
-    now = [1000.0]
-    set_clock(monkeypatch, lambda: now[0])
-    return now
 
 
 def closed(pool: ConnectionPool) -> dict[str, int]:
@@ -57,11 +49,11 @@ def test_a_new_pool(make_pool: MakePool) -> None:
         stats.idle = 7  # type: ignore[misc]
 
 
-def test_a_known_sequence(make_pool: MakePool, clock: list[float]) -> None:
+def test_a_known_sequence(make_pool: MakePool, clock: Clock) -> None:
     """Borrows, uses and waits of known length are counted as such."""
     pool = make_pool(size=1, maxsize=2, con_lifetime=None, max_waiting=1)
     first = pool.get_connection()
-    clock[0] += 3
+    clock.advance(3)
     second = pool.get_connection()
     stats = pool.stats()
     assert (stats.idle, stats.borrowed, stats.opened, stats.borrows, stats.waited) == (0, 2, 2, 2, 0)
@@ -72,10 +64,10 @@ def test_a_known_sequence(make_pool: MakePool, clock: list[float]) -> None:
         eventually(lambda: pool.stats().waiting == 1)
         with pytest.raises(GetConnectionFromPoolError, match="max_waiting"):
             pool.get_connection(timeout=30)
-        clock[0] += 2
+        clock.advance(2)
         first.close()
         third = waiting.result()
-    clock[0] += 10
+    clock.advance(10)
     third.close()
     second.close()
     assert pool.stats() == (
@@ -88,14 +80,14 @@ def test_a_known_sequence(make_pool: MakePool, clock: list[float]) -> None:
     )
 
 
-def test_opening(make_pool: MakePool, clock: list[float]) -> None:
+def test_opening(make_pool: MakePool, clock: Clock) -> None:
     """Who opens is seen to open, and how long it took is counted; an attempt that fails is counted as failed."""
     seen = []
     fails = False
 
     class Slow(Connection):
         def connect(self, sock: Any = None) -> None:
-            clock[0] += 4
+            clock.advance(4)
             seen.append((pool.stats().borrowed, pool.stats().opening))
             if fails:
                 raise pymysql.err.OperationalError(2003, "not today")
@@ -116,26 +108,26 @@ def test_opening(make_pool: MakePool, clock: list[float]) -> None:
 # Closed, by reason
 
 
-def by_lifetime_when_borrowed(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
-    clock[0] += 100
+def by_lifetime_when_borrowed(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
+    clock.advance(100)
     pool.get_connection().close()
 
 
-def by_lifetime_when_returned(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def by_lifetime_when_returned(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     connection = pool.get_connection()
-    clock[0] += 100
+    clock.advance(100)
     connection.close()
 
 
-def idle(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def idle(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     connections = [pool.get_connection() for _ in range(2)]
     for connection in connections:
         connection.close()
-    clock[0] += 60
+    clock.advance(60)
     pool.get_connection().close()
 
 
-def broken_when_idle(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def broken_when_idle(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     connection = pool.get_connection()
     session = session_of(connection)
     connection.close()
@@ -143,7 +135,7 @@ def broken_when_idle(pool: ConnectionPool, clock: list[float], admin: Admin) -> 
     pool.get_connection().close()
 
 
-def broken_in_use(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def broken_in_use(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     connection = pool.get_connection()
     kill(admin, {session_of(connection)})
     with pytest.raises(pymysql.err.OperationalError):
@@ -151,40 +143,40 @@ def broken_in_use(pool: ConnectionPool, clock: list[float], admin: Admin) -> Non
     connection.close()
 
 
-def broken_by_unread_rows(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def broken_by_unread_rows(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     connection = pool.get_connection()
     connection.query("select 1 union select 2", unbuffered=True)
     connection.close()
 
 
-def beyond_reset(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def beyond_reset(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     connection = pool.get_connection()
     connection.query("set profiling = 1")
     connection.close()
 
 
-def exception(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def exception(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     with pytest.raises(KeyboardInterrupt), pool.connection():
         raise KeyboardInterrupt
 
 
-def lost(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def lost(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     pool.get_connection()
     gc.collect()
     with pytest.warns(ResourceWarning, match="never returned"):
         pool.size()
 
 
-def drained_when_idle(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def drained_when_idle(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     pool.drain()
 
 
-def drained_when_returned(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def drained_when_returned(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     with pool.connection():
         pool.drain()
 
 
-def with_the_pool(pool: ConnectionPool, clock: list[float], admin: Admin) -> None:
+def with_the_pool(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
     connection = pool.get_connection()
     pool.close()
     connection.close()
@@ -208,7 +200,7 @@ def with_the_pool(pool: ConnectionPool, clock: list[float], admin: Admin) -> Non
     ],
 )
 def test_closed_by_reason(
-    make_pool: MakePool, clock: list[float], admin: Admin, happening: Callable[..., None], reason: str
+    make_pool: MakePool, clock: Clock, admin: Admin, happening: Callable[..., None], reason: str
 ) -> None:
     """Each reason for which a connection is closed counts one, and only that."""
     pool = make_pool(size=1, maxsize=2, con_lifetime=100, idle_timeout=50, ping_after=None)
@@ -334,13 +326,13 @@ def test_after_a_fork(make_pool: MakePool) -> None:
 # Observers
 
 
-def test_an_observer(make_pool: MakePool, clock: list[float]) -> None:
+def test_an_observer(make_pool: MakePool, clock: Clock) -> None:
     """An observer is told of each opening, wait and use when it is over, and how many seconds it took."""
     told: list[tuple[str, float]] = []
 
     class Slow(Connection):
         def connect(self, sock: Any = None) -> None:
-            clock[0] += 4
+            clock.advance(4)
             super().connect(sock)
 
     pool = make_pool(size=1, pre_create_num=0, con_lifetime=None, connection_class=Slow)
@@ -355,12 +347,12 @@ def test_an_observer(make_pool: MakePool, clock: list[float]) -> None:
     with one_thread() as thread:
         waiting = thread.submit(pool.get_connection, 30)
         eventually(lambda: pool.stats().waiting == 1)
-        clock[0] += 2
+        clock.advance(2)
         pool._observers[:] = [lambda what, seconds: told.append((what, seconds))]  # the other would see it lent again
         connection.close()
         other = waiting.result()
     pool._observers[:] = [observe]
-    clock[0] += 1
+    clock.advance(1)
     other.close()
     assert sorted(told) == [("create", 4.0), ("use", 1.0), ("use", 6.0), ("wait", 0.0), ("wait", 2.0)]
 
@@ -429,3 +421,48 @@ def test_statistics_are_quick(make_pool: MakePool) -> None:
             time.sleep(0)
         with pytest.raises(GetConnectionFromPoolError):
             waiting.result()
+
+
+# The state of a pool
+
+
+def test_counts(make_pool: MakePool) -> None:
+    """`size()` is what can be borrowed at once, `available_num` what is open and idle, `total_num` what is open."""
+    pool = make_pool(size=2, maxsize=3, pre_create_num=1)
+
+    def counts() -> tuple[int, int, int, int]:
+        return pool.size(), pool.available_num, pool.total_num, pool.connection_num
+
+    assert counts() == (3, 1, 1, 1)
+    first = pool.get_connection()
+    assert counts() == (2, 0, 1, 1)
+    second = pool.get_connection()
+    assert counts() == (1, 0, 2, 2)
+    first.close()
+    assert counts() == (2, 1, 2, 2)
+    second.close()
+    assert counts() == (3, 2, 2, 2)
+    pool.close()
+    assert counts() == (0, 0, 0, 0)
+
+
+def test_repr(make_pool: MakePool) -> None:
+    """A pool's repr tells in one line its name, what is open, idle and borrowed, who waits, and the bound."""
+    pool = make_pool(size=2, maxsize=3)
+    connection = pool.get_connection()
+    assert repr(pool) == "<ConnectionPool 'pool1': 1 idle of 2 open, 1 borrowed, 0 waiting, maxsize 3>"
+    connection.close()
+    assert repr(pool) == "<ConnectionPool 'pool1': 2 idle of 2 open, 0 borrowed, 0 waiting, maxsize 3>"
+
+
+def test_the_state_is_told_of_what_is_lent_meanwhile(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who counts what is idle counts on, where others borrow and return at the same time."""
+    pool = make_pool(size=2)
+    before = pool._pool.idle()
+    with pool.get_connection():
+        pass
+    assert any("_place" not in vars(connection) for connection in before)
+    monkeypatch.setattr(pool._pool, "idle", lambda: before)
+    assert pool.available_num == 1
+    assert "1 idle of 2 open" in repr(pool)
+    pool.drain()
