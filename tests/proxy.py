@@ -107,6 +107,16 @@ class Proxy:
             client.close()
             return
         self.opened += 1
+        await self._link(client_reader, client, server_reader, server)
+
+    async def _link(
+        self,
+        client_reader: asyncio.StreamReader,
+        client: asyncio.StreamWriter,
+        server_reader: asyncio.StreamReader,
+        server: asyncio.StreamWriter,
+    ) -> None:
+        """Let the two talk to the end."""
         self._links[client] = server
         await asyncio.gather(self._pump(client_reader, server), self._pump(server_reader, client))
         for writer in client, server:

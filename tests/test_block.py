@@ -177,18 +177,6 @@ def test_close_inside_a_block_does_nothing(make_pool: MakePool, add: Add, number
     assert pool.size() == 2
 
 
-# Threads
-
-
-# close() outside a block
-
-
-# A returned handle
-
-
-# execute_query
-
-
 # What never commits
 
 

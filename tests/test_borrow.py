@@ -351,9 +351,3 @@ def test_a_failing_constructor_closes_what_it_has_opened(
     with make_pool(size=2, **user) as pool:
         assert sessions_of(admin, user["user"]) == pool.total_num == 2
     eventually(lambda: sessions_of(admin, user["user"]) == 0)
-
-
-# The end of the interpreter
-
-
-# Lost handles

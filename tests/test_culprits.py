@@ -304,7 +304,6 @@ def test_a_lost_handle_is_found(
 
 
 @pytest.mark.parametrize("in_cycle", [False, True])
-# As above.
 @pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
 def test_a_lost_handle_comes_to_who_waits(make_pool: MakePool, in_cycle: bool) -> None:
     """A thread that waits for ever gets the place of a handle that is lost, though nobody else calls the pool."""

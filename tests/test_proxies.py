@@ -456,12 +456,7 @@ class Old(Proxy):
         response = bytearray(await client_reader.read(65536))
         response[4 + 2] &= ~(CLIENT.PLUGIN_AUTH >> 16) & 0xFF  # PyMySQL claims it all the same
         server.write(response)
-        self._links[client] = server
-        await asyncio.gather(self._pump(client_reader, server), self._pump(server_reader, client))
-        for writer in client, server:
-            with suppress(OSError):
-                await writer.wait_closed()
-        del self._links[client]
+        await self._link(client_reader, client, server_reader, server)
 
 
 def test_a_server_without_authentication_plugins(make_pool: MakePool, server: Server, on_mariadb: bool) -> None:

@@ -55,7 +55,8 @@ def turn(connection: Any, autocommit: str) -> None:
 
 
 @pytest.fixture
-def table(database: str, admin: Admin) -> str:
+def people(database: str, admin: Admin) -> str:
+    """A table of people, by its full name."""
     ask(admin, f"create table {database}.t (n int, email varchar(99))")
     return f"{database}.t"
 
@@ -80,7 +81,7 @@ def table(database: str, admin: Admin) -> str:
     ],
 )
 def test_a_clean_cycle_costs_no_command(  # noqa: PLR0917 - fixtures
-    autocommit: bool, deed: Deed, commands: int, way: Any, wire: type[Recorder], table: str, make_pool: MakePool
+    autocommit: bool, deed: Deed, commands: int, way: Any, wire: type[Recorder], people: str, make_pool: MakePool
 ) -> None:
     """The pool adds nothing to what a borrower sends, but one command where a transaction has to be ended."""
     pool = make_pool(size=1, autocommit=autocommit, connection_class=wire)
@@ -93,7 +94,7 @@ def test_a_clean_cycle_costs_no_command(  # noqa: PLR0917 - fixtures
 
 @pytest.mark.parametrize(("autocommit", "commands"), [(True, 1), (False, 2)])
 def test_execute_query_costs_no_more_than_its_query(
-    autocommit: bool, commands: int, wire: type[Recorder], table: str, make_pool: MakePool
+    autocommit: bool, commands: int, wire: type[Recorder], people: str, make_pool: MakePool
 ) -> None:
     """`execute_query` sends its query and, without autocommit, the commit."""
     pool = make_pool(size=1, autocommit=autocommit, connection_class=wire)
@@ -117,7 +118,7 @@ def test_execute_query_costs_no_more_than_its_query(
         running("begin", INSERT, "commit"),
     ],
 )
-def test_a_reset_is_one_trip(deed: Deed, way: Any, wire: type[Recorder], table: str, make_pool: MakePool) -> None:
+def test_a_reset_is_one_trip(deed: Deed, way: Any, wire: type[Recorder], people: str, make_pool: MakePool) -> None:
     """The reset and all that has to be applied again leave in one write, and nothing else but the borrowers' own."""
     pool = make_pool(size=1, autocommit=True, connection_class=wire, init_command="set @w = 2", sql_mode="ANSI")
     check_answers(pool)
@@ -137,7 +138,7 @@ def test_a_reset_is_one_trip(deed: Deed, way: Any, wire: type[Recorder], table: 
     assert set(itertools.chain(*own)) == {COMMAND.COM_QUERY}
 
 
-def test_only_an_open_transaction_is_rolled_back(wire: type[Recorder], table: str, make_pool: MakePool) -> None:
+def test_only_an_open_transaction_is_rolled_back(wire: type[Recorder], people: str, make_pool: MakePool) -> None:
     """Where nothing else may have been left, the return sends one ROLLBACK and no reset."""
     pool = make_pool(size=1, connection_class=wire)
     check_answers(pool)
