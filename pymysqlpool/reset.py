@@ -8,8 +8,8 @@ import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pymysql.charset import charset_by_name
-from pymysql.constants import COMMAND, ER
-from pymysql.err import DatabaseError
+from pymysql.constants import COMMAND, CR, ER
+from pymysql.err import DatabaseError, OperationalError
 
 from .driver import COM_RESET_CONNECTION
 from .log import logger
@@ -222,9 +222,12 @@ def fetch_rows(connection: PyMySQLConnection, sql: str) -> Any:
     connection.decoders, connection.use_unicode = {}, True
     try:
         connection.query(sql)
-        return connection._result.rows
+        rows = connection._result.rows
     finally:
         connection.decoders, connection.use_unicode = converters
+    if rows is None:
+        raise OperationalError(CR.CR_MALFORMED_PACKET, f"no rows in the reply to {sql}")
+    return rows
 
 
 def _literal(connection: PyMySQLConnection, value: str) -> str:

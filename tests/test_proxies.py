@@ -489,3 +489,20 @@ def test_a_reply_that_comes_in_pieces(make_pool: MakePool, server: Any) -> None:
         for _ in range(5):
             pool.get_connection().execute_query("do 1")
         assert pool.stats().opened == 1
+
+
+def test_an_answer_without_rows_at_the_look_at_a_first_reset(
+    make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy
+) -> None:
+    """It costs the session, and no borrower gets an error."""
+    pool = make_proxied_pool()
+    with pool.connection() as connection:
+        run(connection, "set @left = 1")
+    protocol_proxy.answer = lambda command: (
+        [OK] if b"SHOW SESSION VARIABLES" in command.text and not seen.append(1) else None
+    )
+    seen: list[int] = []
+    connection = pool.get_connection()
+    protocol_proxy.answer = lambda _: None
+    assert run(connection, "select @left") == ((None,),)
+    assert len(seen) == 1
