@@ -495,14 +495,18 @@ def test_an_answer_without_rows_at_the_look_at_a_first_reset(
     make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy
 ) -> None:
     """It costs the session, and no borrower gets an error."""
+    seen = 0
+
+    def answer(command: Command) -> list[bytes] | None:
+        nonlocal seen
+        is_look = b"SHOW SESSION VARIABLES" in command.text
+        seen += is_look
+        return [OK] if is_look else None
+
     pool = make_proxied_pool()
     with pool.connection() as connection:
         run(connection, "set @left = 1")
-    protocol_proxy.answer = lambda command: (
-        [OK] if b"SHOW SESSION VARIABLES" in command.text and not seen.append(1) else None
-    )
-    seen: list[int] = []
+    protocol_proxy.answer = answer
     connection = pool.get_connection()
-    protocol_proxy.answer = lambda _: None
     assert run(connection, "select @left") == ((None,),)
-    assert len(seen) == 1
+    assert seen == 1
