@@ -241,12 +241,18 @@ class HAProxy:
                 raise RuntimeError((self._folder / "haproxy.log").read_text())
             time.sleep(0.05)
 
-    def _table(self) -> list[dict[str, str]]:
+    def _ask(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(self._stats))
-            sock.sendall(b"show stat\n")
-            text = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
-        return list(csv.DictReader(text.lstrip("# ").splitlines()))
+            sock.sendall(f"{command}\n".encode())
+            return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+
+    def _table(self) -> list[dict[str, str]]:
+        return list(csv.DictReader(self._ask("show stat").lstrip("# ").splitlines()))
+
+    def cut(self, node: Node) -> None:
+        """End the pool's sessions on one node, whatever they are doing."""
+        self._ask(f"shutdown sessions server pool/{node.name}")
 
     def _up(self) -> bool:
         with suppress(OSError):
@@ -255,10 +261,17 @@ class HAProxy:
 
     def wait_until_up(self) -> None:
         """Return when it sends clients to all nodes, in its eyes."""
+        self._wait_for("UP", "node")
+
+    def wait_until_down(self, node: Node) -> None:
+        """Return when it sends clients to the other nodes only, in its eyes."""
+        self._wait_for("DOWN", node.name)
+
+    def _wait_for(self, status: str, nodes: str) -> None:
         deadline = time.monotonic() + 30
-        while not all(row["status"].startswith("UP") for row in self._table() if row["svname"].startswith("node")):
+        while not all(row["status"].startswith(status) for row in self._table() if row["svname"].startswith(nodes)):
             if time.monotonic() > deadline:
-                raise RuntimeError("a node does not come up again")
+                raise RuntimeError(f"{nodes} does not become {status}")
             time.sleep(0.05)
 
     def _count(self) -> None:

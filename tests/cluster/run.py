@@ -5,6 +5,10 @@ own, and one thread does the same on a raw connection beside them, while one fau
 tells the longest time without a commit of each. The exit status is 1 where the sum of the money is wrong, a confirmed
 transfer is not there or a refused one is, a place or a thread is missing, or the pool's gap is more than a second
 longer than the raw connection's.
+
+Afterwards the recipe that tries a unit of work again runs while sessions are cut and the writer is killed, and a pool's
+sessions move back to the writer within `con_lifetime`. The exit status is 1 also if a transfer was done twice or not at
+all, or a session has not moved.
 """
 
 from __future__ import annotations
@@ -13,15 +17,17 @@ import argparse
 import itertools
 import os
 import random
+import re
 import signal
 import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, ClassVar
 
 import pymysql
+import pymysql.cursors
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -52,6 +58,9 @@ GOOD = """\
 On each node the sum of the balances stayed the same, every confirmed transfer was found, and no refused one was. No
 thread hung, and all places were free at the end. Galera itself takes 5 s to exclude a node that does not respond."""
 RESULTS = Path(__file__).parents[2] / ".github" / "cluster.md"
+RECIPES = RESULTS.with_name("cluster-recipes.md")
+#: How often the sessions are cut before the writer is killed, and the `con_lifetime` in seconds of sessions that move.
+CUTS, LIFETIME = 30, 5.0
 
 
 class Teller:
@@ -144,6 +153,53 @@ class RawTeller(Teller):
                 self.confirm(key)
         if connection is not None:
             connection.close()
+
+
+class LookingCursor(pymysql.cursors.Cursor):
+    """A cursor that writes down which keys were there before it could insert them."""
+
+    found: ClassVar[list[int]] = []
+
+    def execute(self, query: Any, args: Any = None) -> int:
+        """Execute it."""
+        count = super().execute(query, args)
+        if query.startswith("insert ignore") and not count:
+            self.found.append(args[0])
+        return count
+
+
+class RecipeTeller:
+    """One that transfers money with the recipe, as it is printed, and writes down why it was tried again."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        text = RECIPES.read_text(encoding="utf-8")
+        code = re.search(r"^## Trying a unit of work again$.*?^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        assert code is not None
+        names: dict[str, Any] = {"pool": pool}
+        exec(code[1], names)  # noqa: S102  it is ours
+        self._transfer = names["transfer"].retry_with(before_sleep=self._note)
+        self.done: list[tuple[int, int, int, int]] = []
+        self.failures: list[tuple[int, BaseException]] = []
+        self.mistakes: list[str] = []
+
+    def _note(self, state: Any) -> None:
+        self.failures.append((state.args[0], state.outcome.exception()))
+
+    def work(self, over: threading.Event) -> None:
+        """Make transfers until it is over."""
+        while not over.is_set():
+            source, target = random.sample(range(ACCOUNTS), 2)
+            job = next(Teller.keys), source, target, random.randint(1, 9)  # noqa: S311  any number will do
+            try:
+                self._transfer(*job)
+            except pymysql.Error as error:
+                self.mistakes.append(f"transfer {job[0]} was given up: {error!r}")
+            else:
+                self.done.append(job)
+
+    def unknown(self) -> set[int]:
+        """The keys of transfers that were of unknown outcome at some time."""
+        return {key for key, error in self.failures if getattr(error, "outcome_unknown", False)}
 
 
 class Fault:
@@ -247,6 +303,86 @@ def where(pool: ConnectionPool, nodes: list[Node]) -> list[int]:
     return [ports.count(node.port) for node in nodes]
 
 
+def try_again(nodes: list[Node], proxy: HAProxy) -> tuple[str, list[str]]:
+    """Run the recipe while sessions are cut and the writer is killed; return what to tell of it and what is wrong."""
+    writer, *others = nodes
+    expected = dict(writer.run("select id, balance from bank.accounts"))
+    pool = ConnectionPool(PLACES, "bank", port=proxy.ports["pool"], cursorclass=LookingCursor, **OPTIONS)
+    over = threading.Event()
+    tellers = [RecipeTeller(pool) for _ in range(THREADS)]
+    threads = [threading.Thread(target=teller.work, args=(over,), daemon=True) for teller in tellers]
+    for thread in threads:
+        thread.start()
+    for _ in range(CUTS):
+        time.sleep(random.uniform(0.05, 0.15))  # noqa: S311  any moment will do
+        proxy.cut(writer)
+    writer.signal(signal.SIGKILL)
+    writer.wait()
+    writer.start(others)
+    for node in nodes:
+        node.wait_until_synced(among=len(nodes))
+    proxy.wait_until_up()
+    time.sleep(CALM)
+    over.set()
+    for thread in threads:
+        thread.join(60)
+    wrong = ["a thread hangs" for thread in threads if thread.is_alive()]
+    if pool.size() != PLACES:
+        wrong.append(f"{pool.size()} places of {PLACES} are back")
+    pool.close()
+    done = [job for teller in tellers for job in teller.done]
+    for _, source, target, amount in done:
+        expected[source] -= amount
+        expected[target] += amount
+    for node in nodes:
+        balances = dict(node.run("select id, balance from bank.accounts"))
+        wrong += [
+            f"{node.name}: account {id_} has {balances[id_]}, not {sum_}"
+            for id_, sum_ in expected.items()
+            if balances[id_] != sum_
+        ]
+    unknown = set[int]().union(*(teller.unknown() for teller in tellers))
+    found = set(LookingCursor.found)
+    wrong += [f"transfer {key} was done, and its error says that nothing was" for key in found - unknown]
+    wrong += [mistake for teller in tellers for mistake in teller.mistakes]
+    if not found:
+        wrong.append("no reply to a COMMIT was lost")
+    failed = sum(len(teller.failures) for teller in tellers)
+    text = f"""\
+The recipe for [trying again](cluster-recipes.md#trying-a-unit-of-work-again) ran in {THREADS} threads.
+The sessions on the writer were cut {CUTS} times, and then the writer was killed and started again.
+{len(done)} transfers were made, after {failed} failed tries. None was done twice or given up: on each node
+each account has the balance that these transfers give. {len(unknown)} of them were of unknown outcome, of which
+{len(found)} were found by their keys at the next try."""
+    return text, [f"the recipe: {each}" for each in wrong]
+
+
+def move_back(nodes: list[Node], proxy: HAProxy) -> tuple[str, list[str]]:
+    """Let the writer return to a pool that is not drained; return what to tell of it and what is wrong."""
+    writer = nodes[0]
+    pool = ConnectionPool(PLACES, "bank", port=proxy.ports["pool"], con_lifetime=LIFETIME, **OPTIONS)
+    writer.run("set global read_only = 1")
+    proxy.wait_until_down(writer)
+    away = where(pool, nodes)
+    writer.run("set global read_only = 0")
+    proxy.wait_until_up()
+    returned = time.monotonic()
+    home = [PLACES] + [0] * (len(nodes) - 1)
+    while (now := where(pool, nodes)) != home and time.monotonic() < returned + LIFETIME + 1:
+        time.sleep(0.05)
+    took = time.monotonic() - returned
+    expired = pool.stats().closed.lifetime
+    pool.close()
+    before, after = (" / ".join(map(str, count)) for count in (away, now))
+    wrong = []
+    if away[0] or now != home or not expired:
+        wrong.append(f"within con_lifetime the sessions moved from {before} to {after}; {expired} expired")
+    text = f"""\
+Sessions also move back without `drain()`. With `con_lifetime={LIFETIME:g}` a pool's idle sessions were on {before}
+while the writer was read-only. {took:.1f} s after it had returned they were on {after}."""
+    return text, wrong
+
+
 def reject_now_and_then(node: Node, seconds: float) -> list[str]:
     """Toggle `wsrep_reject_queries` on one node, while every other transfer is rolled back; return what is wrong."""
     found_bank(node)
@@ -333,6 +469,12 @@ def main() -> int:
             [(version,)] = nodes[0].run("select version()")
             print(HEAD, flush=True)
             rows, wrong = run(nodes, proxy)
+            texts = []
+            for phase in try_again, move_back:
+                text, mistakes = phase(nodes, proxy)
+                print(text, flush=True)
+                texts.append(text)
+                wrong += mistakes
     except NotInstalled as error:
         print(error, file=sys.stderr)
         return 1
@@ -353,6 +495,8 @@ A failed transfer is not tried again. Where a cell has three numbers, they belon
 {chr(10).join(rows)}
 
 {chr(10).join(f"WRONG: {each}" for each in wrong) or GOOD}
+
+{(chr(10) * 2).join(texts)}
 """
         RESULTS.write_text(text)
     return bool(wrong)
