@@ -16,6 +16,8 @@ from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, NoReturn
 
+from pymysql.err import MySQLError
+
 from .errors import GetConnectionFromPoolError, PoolClosedError
 from .pool import ConnectionPool
 
@@ -31,6 +33,8 @@ BAR = 14
 PROGRESS_INTERVAL = 0.2
 #: How long, in seconds, a run waits at its end for queries that are still running.
 CLOSE_TIMEOUT = 1.0
+#: How many sessions the server allows, in all and to this user; 0 is no limit.
+LIMITS = "select @@max_connections, @@max_user_connections"
 
 
 class Row(NamedTuple):
@@ -54,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         restart_with(options.password)
     show = progress_on(sys.stderr)
     rows: list[Row] = []
+    limit = None
     problem, status = None, 0
     try:
         config = {name: getattr(options, name) for name in ("host", "port", "user", "database")}
@@ -61,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for size in options.sizes:
             show(f"size {size}: opening")
             with ConnectionPool(size, autocommit=True, **config) as pool:
+                limit = limit or find_limit(pool)
                 race = Race(pool, options.query, options.threads, options.seconds)
                 rows.append(measure(race, size, show))
     except KeyboardInterrupt:
@@ -69,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem, status = " ".join(f"{type(error).__name__}: {error}".split()), 1
     show("")
     if options.json:
-        sys.stdout.write(as_json(options, rows, problem) + "\n")
+        sys.stdout.write(as_json(options, rows, limit, problem) + "\n")
     elif rows:
-        sys.stdout.write(f"{as_table(rows, bar_on(sys.stdout))}\n\n{advice(rows)}\n")
+        sys.stdout.write(as_text(rows, limit, bar_on(sys.stdout)) + "\n")
     if rows and options.plot:
         try:
             plot(options, rows)
@@ -194,6 +200,13 @@ def find_password(parser: Parser, given: str | bool | None) -> str:
 
 
 # Measuring
+
+
+def find_limit(pool: ConnectionPool) -> int | None:
+    """Return how many sessions the server allows this user, or None if it has no limit or does not tell it."""
+    with suppress(MySQLError), pool.connection() as connection:
+        return min(filter(None, connection.execute_query(LIMITS, return_one=True)), default=None)
+    return None
 
 
 class Race:
@@ -319,6 +332,11 @@ def bar_on(stream: Any) -> str:
     return "\N{FULL BLOCK}" if has_blocks else "#"
 
 
+def as_text(rows: list[Row], limit: int | None, bar: str) -> str:
+    """Return the rows as a table, and below it the advice and, if there is a limit, the budget."""
+    return "\n".join([as_table(rows, bar), "", advice(rows), *filter(None, [budget(rows, limit)])])
+
+
 def as_table(rows: list[Row], bar: str) -> str:
     """Return the rows as a table, each with a bar in proportion to its rate."""
     best = max(row.queries_per_second for row in rows)
@@ -375,7 +393,15 @@ def advice(rows: list[Row]) -> str:
     )
 
 
-def as_json(options: argparse.Namespace, rows: list[Row], problem: str | None) -> str:
+def budget(rows: list[Row], limit: int | None) -> str | None:
+    """Return how many processes, with one pool of the advised size each, the limit allows, in one sentence."""
+    if limit is None:
+        return None
+    most = limit // advised(rows).size
+    return f"Processes with one such pool each: at most {most}, as the server allows {limit} connections."
+
+
+def as_json(options: argparse.Namespace, rows: list[Row], limit: int | None, problem: str | None) -> str:
     """Return the results as JSON. After a `problem`, what could not be measured is missing or null."""
     return json.dumps(
         {
@@ -385,6 +411,7 @@ def as_json(options: argparse.Namespace, rows: list[Row], problem: str | None) -
             "rows": [row._asdict() for row in rows],
             "size": advised(rows).size if rows else None,
             "advice": advice(rows) if rows else None,
+            "budget": budget(rows, limit) if rows else None,
             "problem": problem,
         }
     )

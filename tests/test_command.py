@@ -98,9 +98,9 @@ def is_one_line(text: str) -> bool:
 
 
 def test_table_and_advice(call: Any) -> None:
-    """On a pipe it writes a plain table, a bar in each row, and one sentence of advice; nothing else anywhere."""
+    """On a pipe it writes a plain table, a bar in each row, and two sentences of advice; nothing else anywhere."""
     done = call(*SHORT)
-    above, head, one, two, empty, advice = done.out.splitlines()
+    above, head, one, two, empty, advice, budget = done.out.splitlines()
     assert done.err == ""
     assert done.status == 0
     assert above.split() == ["wait", "for", "a", "connection", "borrow,", "query,", "return"]
@@ -119,6 +119,7 @@ def test_table_and_advice(call: Any) -> None:
     assert empty == ""
     assert advice.startswith("Take size=")
     assert advice.count(".") == 1
+    assert budget.startswith("Processes with one such pool each: at most ")
     assert max(map(len, done.out.splitlines()[:4])) <= 80
     assert done.out.isascii()
 
@@ -133,6 +134,7 @@ def test_json(call: Any, database: str) -> None:
     assert [row["size"] for row in data["rows"]] == [1, 2]
     assert data["size"] in (1, 2)
     assert f"size={data['size']}:" in data["advice"]
+    assert "at most" in data["budget"]
     assert (data["query"], data["threads"], data["seconds"], data["problem"]) == (query, 4, 0.1, None)
     for row in data["rows"]:
         assert row["queries_per_second"] > 0
@@ -170,6 +172,28 @@ def test_advice() -> None:
     assert __main__.advised(rows).size == 4
     assert __main__.advice(rows) == text.format(4) + "950 queries per second beside 1000 at size=8."
     assert __main__.advice(rows[:2]) == text.format(2) + "949 queries per second."
+
+
+@pytest.mark.parametrize("most", [0, 10])
+def test_budget(call: Any, admin: Admin, user: str, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """The budget is how many pools of the advised size the server allows, and allows this user."""
+    with admin.cursor() as cursor:
+        cursor.execute(f"alter user {user}@'%%' with max_user_connections {most}", ())
+        cursor.execute("select @@max_connections")
+        [limit] = cursor.fetchone()
+    monkeypatch.setenv("MYSQL_USER", user)
+    monkeypatch.setenv("MYSQL_PASSWORD", SECRET)
+    data = json.loads(call("--json", "--threads", "4", "--sizes", "3", "--seconds", "0.1").out)
+    text = "Processes with one such pool each: at most {}, as the server allows {} connections."
+    assert data["budget"] == text.format((most or limit) // 3, most or limit)
+
+
+def test_no_budget(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without a limit, or that does not tell it, is measured all the same."""
+    monkeypatch.setattr(__main__, "LIMITS", "select 0, 0")
+    assert call(*SHORT).out.splitlines()[-1].startswith("Take size=")
+    monkeypatch.setattr(__main__, "LIMITS", "select @@no_such_variable")
+    assert json.loads(call("--json", *SHORT).out)["budget"] is None
 
 
 def test_percentiles() -> None:
@@ -451,7 +475,7 @@ def test_as_a_program(user: str) -> None:
         assert program.stdout is not None
         out = program.stdout.read().decode()
     assert program.returncode == 130, seen
-    _, _, row, empty, advice = out.splitlines()
+    _, _, row, empty, advice, _ = out.splitlines()
     assert row.split()[0] == "1"
     assert empty == ""
     assert advice.startswith("Take size=1:")
