@@ -473,7 +473,7 @@ def main() -> int:
             for phase in try_again, move_back:
                 text, mistakes = phase(nodes, proxy)
                 print(text, flush=True)
-                texts.append(text)
+                texts += [] if mistakes else [text]
                 wrong += mistakes
     except NotInstalled as error:
         print(error, file=sys.stderr)
