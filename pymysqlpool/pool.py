@@ -93,8 +93,9 @@ class ConnectionPool(Generic[Connection_co]):
     `maxsize`, `name`, `con_lifetime` (`math.inf` if unlimited), `idle_timeout`, `ping_after`, `leak_warning` and
     `reset` are also attributes of the pool. They are meant to be read, not changed.
 
-    Raises TypeError or ValueError for a wrong argument, and PyMySQL's own error if a connection cannot be opened; the
-    connections that were opened before are then closed.
+    Raises TypeError or ValueError for a wrong argument, and PyMySQL's own error if a connection cannot be opened, also
+    if the server has no free connection (1040): the constructor does not wait. The connections that were opened before
+    are then closed.
     """
 
     def __init__(

@@ -94,7 +94,12 @@ def refusals(cursor: Any) -> int:
 
 def make_pool(server: Server, **kwargs: Any) -> ConnectionPool:
     return ConnectionPool(
-        host=server.host, port=server.port, user="fleet", autocommit=True, ssl_disabled=True, pre_create_num=0, **kwargs
+        host=server.host,
+        port=server.port,
+        user="fleet",
+        autocommit=True,
+        ssl_disabled=True,
+        **{"pre_create_num": 0, **kwargs},
     )
 
 
@@ -170,6 +175,31 @@ def refuses(pool: ConnectionPool) -> bool:
 def opened(cursor: Any) -> int:
     cursor.execute("show global status like 'Connections'")
     return int(cursor.fetchone()[1])
+
+
+def test_the_constructor_does_not_wait_for_a_full_server(small_server: Server, boss: Admin) -> None:
+    """It raises the server's refusal at once and keeps no session; a pool that opens nothing yet can be made."""
+    with boss.cursor() as cursor:
+        eventually(lambda: count_of_fleet(cursor) == 0)
+        cursor.execute("set global max_connections = 10")
+        first = make_pool(small_server, size=8, pre_create_num=8)
+        with pytest.raises(OperationalError) as raised:
+            make_pool(small_server, size=8, pre_create_num=8)
+        assert raised.value.args[0] == 1040
+        eventually(lambda: count_of_fleet(cursor) == 8)
+        with make_pool(small_server, size=8) as late, one_thread() as thread:
+            held = late.get_connection(timeout=20)
+            waiting = thread.submit(late.get_connection, timeout=20)
+            eventually(lambda: late._pool._pause > 0)
+            first.close()
+            waiting.result(20).close()
+            held.close()
+
+
+def count_of_fleet(cursor: Any) -> int:
+    """How many sessions the pools' user has."""
+    cursor.execute("select count(*) from information_schema.processlist where user = 'fleet'")
+    return int(cursor.fetchone()[0])
 
 
 def test_an_hourly_quota_is_an_error_at_once(small_server: Server, boss: Admin) -> None:
