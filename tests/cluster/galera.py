@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pymysql
+from pymysql.constants import ER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,9 +155,26 @@ class Node:
 
     def run(self, sql: str) -> Any:
         """Run one statement as administrator, in step with the other nodes, and return its rows."""
-        with self.connect(init_command="set wsrep_sync_wait = 1") as connection, connection.cursor() as cursor:
+        settings = "set wsrep_sync_wait = 1, lock_wait_timeout = 1"
+        with self.connect(init_command=settings, read_timeout=20) as connection, connection.cursor() as cursor:
             cursor.execute(sql)
             return cursor.fetchall()
+
+    def set_global(self, name: str, value: str) -> None:
+        """Set a global variable.
+
+        To set `read_only` the server waits until no statement writes, and lets no other begin. One that waits for a row
+        lock then waits for a transaction that can't go on, so the server has to try again.
+        """
+        for _ in range(20):
+            try:
+                self.run(f"set global {name} = {value}")
+            except pymysql.OperationalError as error:
+                if error.args[0] != ER.LOCK_WAIT_TIMEOUT:
+                    raise
+            else:
+                return
+        raise RuntimeError(f"{name} can't be set to {value}")
 
     def is_synced(self) -> bool:
         """Whether it takes queries and is in step with the others, and is not read-only."""

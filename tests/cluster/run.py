@@ -223,7 +223,7 @@ def faults(nodes: list[Node], proxy: HAProxy) -> Iterator[Fault]:
         writer.signal(signal.SIGCONT)
 
     def set_up(name: str, value: str) -> Callable[[], object]:
-        return lambda: writer.run(f"set global {name} = {value}")
+        return lambda: writer.set_global(name, value)
 
     yield Fault("the writer is killed (SIGKILL)", lambda: writer.signal(signal.SIGKILL), restart)
     yield Fault("the writer is stopped cleanly", lambda: writer.signal(signal.SIGTERM), restart)
@@ -361,10 +361,10 @@ def move_back(nodes: list[Node], proxy: HAProxy) -> tuple[str, list[str]]:
     """Let the writer return to a pool that is not drained; return what to tell of it and what is wrong."""
     writer = nodes[0]
     pool = ConnectionPool(PLACES, "bank", port=proxy.ports["pool"], con_lifetime=LIFETIME, **OPTIONS)
-    writer.run("set global read_only = 1")
+    writer.set_global("read_only", "1")
     proxy.wait_until_down(writer)
     away = where(pool, nodes)
-    writer.run("set global read_only = 0")
+    writer.set_global("read_only", "0")
     proxy.wait_until_up()
     returned = time.monotonic()
     home = [PLACES] + [0] * (len(nodes) - 1)
