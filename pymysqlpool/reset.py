@@ -30,6 +30,9 @@ _VOLATILE = frozenset(
     rand_seed2 session_track_state_change statement_id timestamp warning_count
     """.split()  # noqa: SIM905  a list takes a line for each
 )
+# A Galera node sets these for all sessions that are opened or reset after a node has joined or left the cluster:
+# https://mariadb.com/docs/galera-cluster/reference/galera-cluster-system-variables
+_SET_BY_GALERA = frozenset(["auto_increment_increment", "auto_increment_offset"])
 
 
 class Commands(NamedTuple):
@@ -201,7 +204,10 @@ def _collation(connection: PyMySQLConnection) -> str | None:
 
 def session_variables(connection: PyMySQLConnection) -> dict[str, str]:
     """Return the variables of the session and the server, except those that change by themselves."""
-    return {name: value for name, value in fetch_rows(connection, "SHOW SESSION VARIABLES") if name not in _VOLATILE}
+    variables = dict(fetch_rows(connection, "SHOW SESSION VARIABLES"))
+    is_galera = variables.get("wsrep_on") == variables.get("wsrep_auto_increment_control") == "ON"
+    ignored = _VOLATILE | _SET_BY_GALERA if is_galera else _VOLATILE
+    return {name: value for name, value in variables.items() if name not in ignored}
 
 
 def _is_of_session(connection: PyMySQLConnection, variable: str) -> bool:

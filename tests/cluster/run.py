@@ -383,6 +383,25 @@ while the writer was read-only. {took:.1f} s after it had returned they were on 
     return text, wrong
 
 
+def reset_on(nodes: list[Node], _: HAProxy) -> tuple[str, list[str]]:
+    """Let a node leave between a session's opening and its first reset; return what to tell of it and what is wrong."""
+    node, *_, last = nodes
+    with ConnectionPool(1, "bank", port=node.port, **OPTIONS) as pool:
+        last.signal(signal.SIGTERM)
+        while node.sees() == len(nodes):
+            time.sleep(0.05)
+        for _ in range(3):
+            with pool.connection() as connection:
+                connection.execute_query("set @left = 1")
+        with pool.connection() as connection:
+            connection.execute_query("select 1")
+        opened = pool.stats().opened
+    text = """\
+When a node leaves, Galera changes `auto_increment_increment` on the others. The pool's sessions take the new value at
+their next reset, and are not replaced."""
+    return text, [] if opened == 1 else [f"after a node has left, a session is replaced: {opened} were opened"]
+
+
 def reject_now_and_then(node: Node, seconds: float) -> list[str]:
     """Toggle `wsrep_reject_queries` on one node, while every other transfer is rolled back; return what is wrong."""
     found_bank(node)
@@ -470,7 +489,7 @@ def main() -> int:
             print(HEAD, flush=True)
             rows, wrong = run(nodes, proxy)
             texts = []
-            for phase in try_again, move_back:
+            for phase in try_again, move_back, reset_on:
                 text, mistakes = phase(nodes, proxy)
                 print(text, flush=True)
                 texts += [] if mistakes else [text]
