@@ -53,8 +53,8 @@ else:
 #: A pool's `size` if neither `size` nor a smaller `maxsize` is given.
 DEFAULT_SIZE = 10
 
-# Keywords that are refused, with the reason. They would be passed on to PyMySQL otherwise. The last two are from older
-# releases of pymysql-pool, after the first and before the last ones.
+# Keywords that are refused, with the reason. They would be passed on to PyMySQL otherwise. The last two are from
+# states of pymysql-pool between two releases.
 _REFUSED = {
     "defer_connect": "the pool opens a connection when one is needed",
     "max_size": "use maxsize= for the most connections",
