@@ -211,6 +211,7 @@ class Finalized(Cycle):
 
 def main(connect_kwargs: dict[str, Any], threads: int) -> None:
     """Let all strike for some seconds, and look whether the pool is whole."""
+    faulthandler.enable()
     faulthandler.dump_traceback_later(SECONDS + 30, exit=True)
     warnings.simplefilter("ignore")
     pymysqlpool.logger.setLevel("ERROR")
