@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 from pymysql.err import Error, InterfaceError, InternalError, MySQLError, OperationalError
 
@@ -111,12 +111,15 @@ def refuses_sessions(error: BaseException) -> bool:
     return is_full(error) or _code(error) == 1047
 
 
-def set_outcome(error: MySQLError, *, may_have_committed: bool) -> None:
-    """Set `error.outcome_unknown`: whether the connection, or the node, was lost when it may have committed."""
+def set_outcome(error: MySQLError, may_have_committed: Callable[[], bool]) -> None:
+    """Set `error.outcome_unknown`: whether the connection, or the node, was lost when it may have committed.
+
+    `may_have_committed` is called only if the connection was lost: it reads the whole statement, which may be long.
+    """
     if "outcome_unknown" in vars(error):
         return
     code = _code(error)
-    error.outcome_unknown = code == 1180 or (may_have_committed and code in _CONNECTION_LOST)  # type: ignore[attr-defined]
+    error.outcome_unknown = code == 1180 or (code in _CONNECTION_LOST and may_have_committed())  # type: ignore[attr-defined]
 
 
 def session_survives(error: OperationalError | InternalError) -> bool:

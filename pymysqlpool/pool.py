@@ -354,7 +354,7 @@ class ConnectionPool(Generic[Connection_co]):
         except BaseException as error:
             place.totals.failed_to_open += 1
             if isinstance(error, MySQLError):
-                set_outcome(error, may_have_committed=False)
+                set_outcome(error, may_have_committed=bool)  # nothing was sent
                 self._last_failure = _without_frames(error)
                 if refuses_sessions(error):
                     self._pool.put_off_openings()

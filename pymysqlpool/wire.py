@@ -327,9 +327,13 @@ class Wire(PyMySQLConnection):
 
     def _set_outcome(self, error: MySQLError) -> None:
         """Set `error.outcome_unknown`: whether the last statement may have been committed in spite of the error."""
+        set_outcome(error, self._may_have_committed)
+
+    def _may_have_committed(self) -> bool:
+        """Whether the last statement may have committed."""
         status = self.server_status
         in_transaction = bool(status & SERVER_STATUS.SERVER_STATUS_IN_TRANS) or not self.get_autocommit()
-        set_outcome(error, may_have_committed=may_commit(self._statement, in_transaction=in_transaction))
+        return may_commit(self._statement, in_transaction=in_transaction)
 
     # The pool's own commands, on an idle session
 
