@@ -35,6 +35,17 @@ def use_often(use: Callable[[Any], Any], raw: Any) -> None:
         use(raw)
 
 
+def use_beside_raw(
+    pool: Pool, use: Callable[[Any], Any], raw: Any, use_raw: Callable[[Any], Any], rounds: int
+) -> float:
+    """The cost of {borrow, use, return}, to that of the same use of a raw connection."""
+    return ratio(
+        partial(cpu, cycle_with_use_often, pool.borrow, use, pool.give_back),
+        partial(cpu, use_often, use_raw, raw),
+        rounds,
+    )
+
+
 def measure_cycle(peer: type[Pool], setting: Setting) -> dict[str, float]:
     """{borrow, return} beside a queue's put and get."""
     stay_on_one_core()
@@ -69,13 +80,7 @@ def measure_select(peer: type[Pool], setting: Setting) -> dict[str, float]:
     stay_on_one_core()
     pool = peer(1, **setting.near)
     raw = pool.raw()
-    return {
-        "select": ratio(
-            partial(cpu, cycle_with_use_often, pool.borrow, pool.select, pool.give_back),
-            partial(cpu, use_often, select, raw),
-            setting.rounds(120),
-        )
-    }
+    return {"select": use_beside_raw(pool, pool.select, raw, select, setting.rounds(120))}
 
 
 def measure_insert(peer: type[Pool], setting: Setting) -> dict[str, float]:
@@ -86,13 +91,7 @@ def measure_insert(peer: type[Pool], setting: Setting) -> dict[str, float]:
     stay_on_one_core()
     pool = peer(1, **setting.near)
     raw = pymysql.connect(**setting.near)
-    return {
-        "insert": ratio(
-            partial(cpu, cycle_with_use_often, pool.borrow, pool.insert, pool.give_back),
-            partial(cpu, use_often, insert, raw),
-            setting.rounds(60),
-        )
-    }
+    return {"insert": use_beside_raw(pool, pool.insert, raw, insert, setting.rounds(60))}
 
 
 def measure_reset(peer: type[Pool], setting: Setting) -> dict[str, float]:
@@ -102,13 +101,7 @@ def measure_reset(peer: type[Pool], setting: Setting) -> dict[str, float]:
     stay_on_one_core()
     pool = peer(1, **setting.near, **peer.resets_all)
     raw = pymysql.connect(**setting.near)
-    return {
-        "reset": ratio(
-            partial(cpu, cycle_with_use_often, pool.borrow, pool.select, pool.give_back),
-            partial(cpu, use_often, select, raw),
-            setting.rounds(60),
-        )
-    }
+    return {"reset": use_beside_raw(pool, pool.select, raw, select, setting.rounds(60))}
 
 
 CYCLE = Measure(
