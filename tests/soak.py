@@ -165,20 +165,26 @@ class Soak:
         if found != (ACCOUNTS * MONEY, ACCOUNTS):
             raise Broken(f"the sum is {found}")
 
-    def sessions(self) -> list[int]:
-        """The server's sessions of the pool's user."""
+    def processes(self) -> list[Any]:
+        """What the server tells of the sessions of the pool's user."""
         with self.admin.cursor() as cursor:
             cursor.execute("show processlist")
-            return [row[0] for row in cursor.fetchall() if row[1] == NAME]
+            return [row for row in cursor.fetchall() if row[1] == NAME]
+
+    def sessions(self) -> list[int]:
+        """The ids of the server's sessions of the pool's user."""
+        return [row[0] for row in self.processes()]
 
     def check_bound(self) -> None:
         """There are no more sessions than places, but for those that the server is still taking down."""
         if self.pool.total_num > self.pool.maxsize:
             self.report(f"the pool has {self.pool.total_num} connections")
         deadline = time.monotonic() + 5
-        while len(self.sessions()) > self.pool.maxsize:
+        while len(found := self.processes()) > self.pool.maxsize:
             if time.monotonic() > deadline:
-                self.report(f"there are {len(self.sessions())} sessions on the server")
+                kept = [session.connected["server_thread_id"][0] for session in self.pool._pool._sessions()]
+                self.report(f"there are {len(found)} sessions on the server: {found}; the pool has {kept}")
+                faulthandler.dump_traceback()
                 return
             time.sleep(0.01)
 
