@@ -45,9 +45,14 @@ class Place:
         self.is_of_parent = False
         self.record = Record(self, when_dead)
 
+    def begin_session(self, session: Session) -> None:
+        """Set the session that has been opened."""
+        self.session = self.record.session = session
+
     def end_session(self, reason: str, end: Callable[[Session], None]) -> None:
         """Close the session, if there is one, by calling `end` with it, and count that under `reason`."""
-        session, self.session = self.session, None
+        session = self.session
+        self.session = self.record.session = None
         if session is not None:
             self.totals.count_closed(reason)
             end(session)
@@ -68,6 +73,8 @@ class Record:
         #: objects that refer to the place, so a finalizer that returns a lost connection can tell that it is too late.
         self.place = ref(place, when_dead)
         self.loan = place.loan
+        #: The session of the place, which sets it.
+        self.session: Session | None = None
 
     def replace_with(self, replacement: Record) -> Record:
         """Make `replacement` the successor of this record, unless it has one already; return the successor.

@@ -194,6 +194,11 @@ class Places(FairQueue["Connection"]):
         replacement = record.replace_with(place.record)
         self._records[index] = replacement
         if replacement is place.record:
+            # The finalizer of the lost place closes the session. If the collector has found the place, other finalizers
+            # run before, and may take any time: until then there would be one session too many on the server.
+            session = record.session
+            if session is not None:
+                session.shut_down()
             self.put(self._template.copy(place))
             lost = record.loan.as_data()
             if lost is not None:

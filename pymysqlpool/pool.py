@@ -350,7 +350,7 @@ class ConnectionPool(Generic[Connection_co]):
             self._template.remember(session, connection, before)
             session.check_at = session.idle_since + self._ping_after
             place.totals.count_opened(seconds := monotonic() - began)
-            place.session = session
+            place.begin_session(session)
         except BaseException as error:
             place.totals.failed_to_open += 1
             if isinstance(error, MySQLError):

@@ -243,14 +243,18 @@ class Session:
 
     def abandon(self) -> None:
         """Close the socket without COM_QUIT: the session is lost, or in the middle of a reply."""
-        if self.sock is not None:
-            # Ends the read of another thread that still uses the connection, which it should not: such a read holds a
-            # lock of the file that is closed next.
-            with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+        # Ends the read of another thread that still uses the connection, which it should not: such a read holds a lock
+        # of the file that is closed next.
+        self.shut_down()
         # OpenSSL keeps using the file descriptor of a socket that is closed, which a new socket may have by then.
         if not self.is_in_use:
             self.close()
+
+    def shut_down(self) -> None:
+        """End the session, and any read from it, but leave the socket open. Any thread may call this."""
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket only. In a forked child this does not affect the parent's session."""

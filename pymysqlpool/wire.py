@@ -392,19 +392,19 @@ class Wire(PyMySQLConnection):
         return isinstance(error, (Exception, GeneratorExit)) and not isinstance(error, Error)
 
     def _has_session(self) -> bool:
-        """Whether this process has borrowed the connection, and no finalizer has closed its socket."""
+        """Whether this process has borrowed the connection, and the collector has not found it lost."""
         return (
             self._place is not None
             and not self._place.is_of_parent
+            and self._place.record.place() is not None
             and self._sock is not None
-            and self._sock.fileno() >= 0
         )
 
     def _check_lent(self) -> None:
         """Raise if the connection has been returned to its pool, or belongs to the parent process."""
         if self._token is None:
             return
-        if self._place is None:
+        if self._place is None or self._place.record.place() is None:  # or lost, and used by a finalizer
             raise ReturnConnectionToPoolError(
                 f"this connection has been returned to {self._pool_name()}: borrow another, or use it in a with block"
             )

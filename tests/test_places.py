@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import pymysql
 import pytest
-from helpers import borrow_all, eventually, program_arguments, run_as_program, session_of
+from helpers import borrow_all, eventually, is_alive, one_thread, program_arguments, run_as_program, session_of
 from proxy import Proxy
 from pymysql.constants import COMMAND
 
@@ -19,7 +19,7 @@ from pymysqlpool.place import Place
 from pymysqlpool.reset import pack_commands
 
 if TYPE_CHECKING:
-    from helpers import MakePool
+    from helpers import Admin, MakePool
     from server import Server
 
 
@@ -81,6 +81,60 @@ def test_a_place_that_was_given_up_does_not_come_back(
             pool.get_connection(timeout=0)
         for connection in connections:
             connection.close()
+
+
+class Acts:
+    """In a cycle, and does something with its connection when the collector finds it."""
+
+    connection: Any
+
+    def __init__(self, act: Callable[[Any], None]) -> None:
+        self.me = self
+        self.act = act
+
+    def __del__(self) -> None:
+        self.act(self.connection)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_the_session_of_a_lost_place_ends_before_another_is_lent(make_pool: MakePool, admin: Admin) -> None:
+    """There are no more sessions than places, also while other finalizers of the same collection keep it busy."""
+    ended = []
+
+    def wait(_: Any) -> None:
+        pool.get_connection(timeout=0).close()
+        eventually(lambda: not is_alive(lost, admin))
+        ended.append(lost)
+
+    late = Acts(wait)  # before the pool and its places: finalizers run in the order of creation
+    pool = make_pool(size=1)
+    late.connection = pool.get_connection()
+    lost = session_of(late.connection)
+    del late
+    gc.collect()
+    assert ended == [lost]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_finalizer_that_uses_a_lost_connection_opens_no_session(make_pool: MakePool) -> None:
+    """Where the reset of its session has failed, a borrower gets another one, but the place is not the finalizer's."""
+    errors = []
+
+    def use(connection: Any) -> None:
+        pool.get_connection(timeout=0).close()
+        try:
+            connection.query("do 1")
+        except pymysql.Error as error:
+            errors.append(error)
+
+    late = Acts(use)  # before the pool and its places: finalizers run in the order of creation
+    pool = make_pool(size=1)
+    late.connection = pool.get_connection()
+    late.connection._place.session.pending = pack_commands((COMMAND.COM_PING, b""))  # whose reply never comes
+    del late
+    gc.collect()
+    assert [type(error) for error in errors] == [pymysqlpool.ReturnConnectionToPoolError]
+    assert pool.stats().opened == 2
 
 
 def test_a_borrow_that_no_line_of_python_calls(make_pool: MakePool) -> None:
@@ -189,7 +243,7 @@ def test_others_take_what_a_borrower_looks_at(make_pool: MakePool, monkeypatch: 
     def taken(_: Any) -> bool:
         nonlocal looks
         looks += 1
-        while looks == 2 and pool._pool.qsize() > 1:
+        while looks == 2 and pool._pool.qsize() > 0:
             others.append(pool._pool.queue.popleft())
         return False
 
@@ -207,6 +261,20 @@ def test_a_session_that_is_closed_while_another_looks_at_it(make_pool: MakePool)
     session.pending = pack_commands((COMMAND.COM_PING, b""))
     session._close_socket()
     assert not session.awaits_replies()
+
+
+def test_a_session_that_two_look_at(make_pool: MakePool) -> None:
+    """The second does not wait for the first, and takes the session as one that is ready."""
+    pool = make_pool(size=1)
+    [idle] = pool._pool.idle()
+    session: Any = idle._place.session
+    session.pending = pack_commands((COMMAND.COM_PING, b""))  # whose reply never comes
+    assert session.awaits_replies()
+    with one_thread() as thread:
+        first = thread.submit(session._poll_by_others, 60_000)
+        eventually(lambda: not session.awaits_replies())
+        session.shut_down()
+        assert first.result()
 
 
 if __name__ == "__main__":
