@@ -244,11 +244,11 @@ class Connection(Wire, pymysql.connections.Connection):
         self._result = None
 
     def __del__(self) -> None:
-        token = self._token
-        if token is None:
-            if self._sock is not None:  # a session closes its own socket
-                self._force_close()
-        elif token and self._wrote and self._place is not None:  # after a return the token is gone
+        if self._sock is None:  # never opened, closed, or returned
+            return
+        if self._token is None:
+            self._force_close()  # a session closes its own socket
+        elif self._token and self._wrote and self._place is not None:
             self._place.loan.lost_writes = True
 
     def _force_close(self) -> None:

@@ -297,9 +297,8 @@ class ConnectionPool(Generic[Connection_co]):
         """Return None if an idle session is alive and clean, else the reason for closing it, a field of `Closed`."""
         pings = pre_ping or now - session.idle_since >= self._ping_after
         was_reset = self._on_connect is not None and session.pending not in (None, ROLLBACK)
-        must_read = pings or was_reset or session.is_first_reset()
         try:
-            if session.pending is not None and (must_read or session.poll(0)):
+            if session.pending is not None:  # and they have arrived, or have to be read before the ping or `on_connect`
                 connection._read_pending(session)
             if pings:
                 with connection._timeouts(PING_TIMEOUT):
@@ -506,15 +505,13 @@ class ConnectionPool(Generic[Connection_co]):
         session = place.session
         if not handle._detach_session(session) or session is None:  # lost, or in the middle of a reply
             connection = self._recreate(place, "broken", Session.abandon)
-        elif now >= session.expires_at or (
-            handle._left_in_session and self._is_beyond_reset(session, handle._left_in_session)
-        ):
+        elif now >= session.expires_at or ((left := handle._left_in_session) and self._is_beyond_reset(session, left)):
             reason = "exception" if handle._left_in_session == BROKEN else _why_expired(session, now) or "reset"
             connection = self._recreate(place, reason, Session.quit)
         else:
             session.idle_since = now
             session.check_at = now + self._ping_after
-            if handle._left_in_session or handle._may_be_in_transaction:
+            if left or handle._may_be_in_transaction:
                 connection = self._reuse(place, session, handle, error)
             else:
                 connection = self._template.successor(place, handle._current_timeout)
