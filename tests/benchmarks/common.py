@@ -36,18 +36,18 @@ class Figure:
     key: str
     title: str
     at_most: float | None = None
-    """What it must be for our own pool, where there is such a limit."""
+    """The target for our own pool, if there is one."""
     at_least: float | None = None
 
     @property
-    def must_be(self) -> str:
-        """The limit, in words."""
+    def target(self) -> str:
+        """The target, in words."""
         if self.at_most is not None:
             return f"≤ {self.at_most:g}"
         return "" if self.at_least is None else f"≥ {self.at_least:g}"
 
     def holds(self, value: float) -> bool:
-        """Whether `value` is within the limit."""
+        """Whether `value` meets the target."""
         return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
 
 
@@ -57,6 +57,8 @@ class Measure:
 
     run: Callable[[type[Pool], Setting], dict[str, float]]
     figures: list[Figure]
+    processes: int = 1
+    """How many processes measure it, for the median: short times depend on where things lie in memory."""
 
 
 def ratio(first: Callable[[], float], second: Callable[[], float], rounds: int) -> float:

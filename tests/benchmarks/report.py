@@ -48,7 +48,7 @@ def machine(setting: Setting) -> dict[str, str]:
 
 def head(titles: dict[str, str]) -> str:
     """The head of the table."""
-    return f"| | must be | {' | '.join(titles.values())} |\n|---|---|{'---:|' * len(titles)}"
+    return f"| | target | {' | '.join(titles.values())} |\n|---|---|{'---:|' * len(titles)}"
 
 
 def number(value: float) -> str:
@@ -59,9 +59,9 @@ def number(value: float) -> str:
 def row(line: dict[str, Any], titles: dict[str, str]) -> str:
     """One row of the table."""
     cells = [number(line["values"][name]) if name in line["values"] else "-" for name in titles]
-    if line["must be"]:
+    if line["target"]:
         cells[0] = f"**{cells[0]}**" if line["holds"] else f"{cells[0]} (missed)"
-    return f"| {line['title']} | {line['must be']} | {' | '.join(cells)} |"
+    return f"| {line['title']} | {line['target']} | {' | '.join(cells)} |"
 
 
 def write(
