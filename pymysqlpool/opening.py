@@ -10,7 +10,7 @@ from pymysql.constants import CLIENT, ER
 from pymysql.err import DatabaseError
 
 from .driver import SERVER_SESSION_STATE_CHANGED
-from .reset import TRACKING, Reset, Server, fetch_rows, session_variables
+from .reset import TRACKING, Reset, Server, fetch_rows
 from .session import Session
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Opener:
         identity, database, role = _query_identity(connection)
         server = self._servers.get(identity)
         if server is None:
-            server = self._servers.setdefault(identity, Server(self._pool_name, session_variables(connection)))
+            server = self._servers.setdefault(identity, Server(self._pool_name, connection))
         if not connection.get_autocommit():
             connection.commit()  # `init_command`, or a query above, may have begun a transaction, with its snapshot
         return Reset(server, connection, database=database, role=role)

@@ -67,13 +67,15 @@ class Server:
     """What a reset does not restore on one server.
 
     A reset does not apply the server's `init_connect`, the client's flags and the user's limits again. The variables
-    that they have set are not listed here but found: a session that was reset is compared with a new one.
+    that they have set are not listed here but found: a session that was reset is compared with a new one, which is the
+    one of `connection`.
     """
 
-    def __init__(self, pool_name: str, variables: dict[str, str]) -> None:
+    def __init__(self, pool_name: str, connection: PyMySQLConnection) -> None:
         self._pool_name = pool_name
-        #: The variables of a new session.
-        self._variables = variables
+        #: The variables of a new session, and the global ones at that time.
+        self._variables = session_variables(connection)
+        self._globals = _global_variables(connection)
         #: The settings for SET that restore them; None until the first reset has been checked.
         self.settings: tuple[str, ...] | None = None
         #: What cannot be restored. If there is anything, sessions are replaced instead of reset.
@@ -119,12 +121,19 @@ class Server:
             )
 
     def _changed_in(self, connection: PyMySQLConnection) -> dict[str, str]:
+        """Return the variables that the reset has not restored, each with its value in a new session.
+
+        A variable that has followed a SET GLOBAL is not one of them: in a session that is opened now it is the same.
+        """
         found = session_variables(connection)
-        return {
-            name: value
-            for name, value in self._variables.items()
-            if found.get(name, value) != value and _is_of_session(connection, name)
-        }
+        changed = {name: value for name, value in self._variables.items() if found.get(name, value) != value}
+        if changed:
+            now = _global_variables(connection)
+            for name in list(changed):
+                followed = found[name] == now.get(name) != self._globals.get(name)
+                if followed or not _is_of_session(connection, name):
+                    del changed[name]
+        return changed
 
 
 class Reset:
@@ -208,6 +217,11 @@ def session_variables(connection: PyMySQLConnection) -> dict[str, str]:
     is_galera = variables.get("wsrep_on") == variables.get("wsrep_auto_increment_control") == "ON"
     ignored = _VOLATILE | _SET_BY_GALERA if is_galera else _VOLATILE
     return {name: value for name, value in variables.items() if name not in ignored}
+
+
+def _global_variables(connection: PyMySQLConnection) -> dict[str, str]:
+    """Return the global variables, which are those of a new session unless something else sets them."""
+    return dict(fetch_rows(connection, "SHOW GLOBAL VARIABLES"))
 
 
 def _is_of_session(connection: PyMySQLConnection, variable: str) -> bool:

@@ -163,6 +163,32 @@ def test_a_variable_of_the_server_is_not_a_session_s(make_pool: MakePool, caplog
     assert not caplog.records
 
 
+def test_a_change_of_a_global_variable_is_no_fault_of_a_reset(
+    make_pool: MakePool, admin: Admin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After an administrator's SET GLOBAL, a session that is reset is like one that is opened, and it is kept."""
+    ask_for = "select @@max_sort_length, @@net_write_timeout"
+    pool = make_pool(size=1, init_command="set net_write_timeout = 63")
+    with admin.cursor() as cursor:
+        cursor.execute("select @@global.max_sort_length, @@global.net_write_timeout")
+        before = cursor.fetchone()
+        assert before == (1024, 60)
+        try:
+            cursor.execute("set global max_sort_length = 1025, global net_write_timeout = 61")
+            session = session_of(connection := pool.get_connection())
+            for _ in range(3):
+                assert ask(connection, ask_for) in {((1024, 63),), ((1025, 63),)}
+                connection.execute_query("set @v = 1, max_sort_length = 2000")
+                connection.close()
+                connection = pool.get_connection()
+                assert session_of(connection) == session
+                assert ask(connection, ask_for) == ((1025, 63),)
+            connection.close()
+        finally:
+            cursor.execute("set global max_sort_length = %s, global net_write_timeout = %s", before)
+    assert not caplog.records
+
+
 def test_a_prepared_xa_transaction_costs_its_session(make_pool: MakePool, admin: Admin, database: str) -> None:
     """No reset ends it; the next borrower gets a session that is in no part of it, and commits."""
     pool = make_pool(size=1, autocommit=True)
