@@ -10,7 +10,7 @@ from collections import deque
 from itertools import islice
 from threading import get_ident
 from time import monotonic
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Waiter:
     Its lock serves as a binary semaphore: it is locked from the start, and releasing it wakes the thread.
     """
 
-    __slots__ = ("__weakref__", "_lock", "last_look", "reference", "thread")
+    __slots__ = ("__weakref__", "_lock", "is_asleep", "last_look", "reference", "thread")
 
     def __init__(self) -> None:
         self.thread = get_ident()
@@ -42,6 +42,8 @@ class Waiter:
         self.last_look = monotonic()
         self._lock = threading.Lock()
         self._lock.acquire()
+        #: Whether nothing has woken it since it fell asleep last.
+        self.is_asleep = self._lock.locked
 
     def wake(self) -> None:
         """Make the present call of `sleep()` return, or the next one if there is none."""
@@ -197,32 +199,37 @@ class FairQueue(queue.Queue[T], Generic[T]):
         """Take an item, or return None if `waiter` is not among the first n waiters, with n idle items."""
         self._join(waiter)  # again, in case another thread has removed it as absent
         waiter.last_look = now = monotonic()
-        for first in self._first(1):
-            # Its thread is busy in a signal handler, or an exception ended its get() and its traceback keeps the waiter
-            # alive.
-            if now - first.last_look > ABSENT_AFTER:
-                self._line.pop(first.thread, None)
+        idle = len(self.queue)
+        first = self._first(idle or 1)
+        # Its thread is busy in a signal handler, or an exception ended its get() and its traceback keeps the waiter
+        # alive.
+        if first and now - first[0].last_look > ABSENT_AFTER:
+            self._line.pop(first[0].thread, None)
+            first = self._first(idle)
         try:
-            return self._get() if waiter in self._first(len(self.queue)) else None
+            return self._get() if idle and waiter in first else None
         except IndexError:
             return None
 
     def _first(self, count: int) -> list[Waiter]:
         """Return the first `count` waiters, and remove dead entries."""
         while True:
-            with contextlib.suppress(RuntimeError):  # changed by another thread or a finalizer during the copy
+            try:
                 first = list(islice(self._line.items(), count))
-                waiters = [waiter for waiter in [reference() for _, reference in first] if waiter is not None]
-                if len(waiters) == len(first):
-                    return waiters
-                for thread, reference in first:
-                    if reference() is None:
-                        self._line.pop(thread, None)
+            except RuntimeError:  # changed by another thread or a finalizer during the copy
+                continue
+            waiters: list[Any] = [reference() for _, reference in first]
+            if None not in waiters:
+                return waiters
+            for thread, reference in first:
+                if reference() is None:
+                    self._line.pop(thread, None)
 
     def _wake_first(self) -> None:
         """Wake as many of the first waiters as there are idle items."""
         for waiter in self._first(len(self.queue)):
-            waiter.wake()
+            if waiter.is_asleep():  # else it was woken for an earlier item, and has not run since
+                waiter.wake()
 
     def _announce(self, item: T) -> None:
         """Wake waiters for `item`, which is in the queue already. If the queue is closed, take the item out again."""
