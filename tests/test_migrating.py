@@ -1,4 +1,4 @@
-"""What the page for users of the old package says is so: each of its lines runs, or raises what stands beside it."""
+"""The page for users of the old package is right: each of its lines runs, or raises the error next to it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def rows(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-MEANS, TOLD, SAME = rows("Runs, but means something else"), rows("Is told in an error"), rows("Goes on as it was")
+MEANS, TOLD, SAME = rows("Runs, but behaves differently"), rows("Raises an error"), rows("Works as before")
 
 
 @pytest.fixture
 def names(server: Server, database: str, admin: Admin) -> Iterator[dict[str, Any]]:
-    """What the lines of code know, with a pool to which nothing was done yet."""
+    """The names that the lines of code use, with a pool that has not been used yet."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.users (name varchar(20))")
     config = {**server.connect_kwargs, "database": database}
@@ -68,7 +68,7 @@ def names(server: Server, database: str, admin: Admin) -> Iterator[dict[str, Any
 
 
 def run(program: str, names: dict[str, Any]) -> None:
-    """Run it, and return what it leaves borrowed."""
+    """Run it, and return the connection that it leaves borrowed."""
     try:
         exec(compile(program, "migrating.md", "exec"), names)  # noqa: S102  ours
     finally:
@@ -77,20 +77,20 @@ def run(program: str, names: dict[str, Any]) -> None:
 
 
 def test_the_tables_are_read() -> None:
-    """There is something in each of them."""
+    """Each table has the expected number of rows and columns."""
     assert [len(MEANS), len(TOLD), len(SAME)] == [7, 8, 11]
     assert {len(row) for row in [*MEANS, *TOLD]} == {3}
 
 
 @pytest.mark.parametrize("row", [*MEANS, *SAME], ids=lambda row: code(row[0]))
 def test_the_old_line_runs(row: list[str], names: dict[str, Any]) -> None:
-    """What is said to run does."""
+    """Each old line that should run does."""
     run(code(row[0]), names)
 
 
 @pytest.mark.parametrize("row", TOLD, ids=lambda row: code(row[0]))
 def test_the_old_line_is_told(row: list[str], names: dict[str, Any]) -> None:
-    """What is said to be an error is that error."""
+    """Each old line that should raise an error raises that error."""
     error = {"TypeError": TypeError, "ReturnConnectionToPoolError": pymysqlpool.ReturnConnectionToPoolError}
     with pytest.raises(error[code(row[1]).split("\n")[0]]):
         run(code(row[0]), names)
@@ -98,12 +98,12 @@ def test_the_old_line_is_told(row: list[str], names: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", [*MEANS, *TOLD], ids=lambda row: code(row[2]))
 def test_the_new_line_runs(row: list[str], names: dict[str, Any]) -> None:
-    """What is to be written runs."""
+    """Each new line runs."""
     run(code(row[2]), names)
 
 
 def test_the_new_lines_do_what_they_replace(names: dict[str, Any], admin: Admin, database: str) -> None:
-    """The lines for the two grave differences, and those for a block's end, have the effect that is promised."""
+    """The new lines for the two main differences, and for the end of a block, have the documented effect."""
     (autocommit, bound), blocks = MEANS[:2], {code(row[0]): code(row[2]) for row in [*MEANS, *TOLD]}
     run(code(autocommit[2]), names)
     assert names["pool"].get_connection().execute_query("select @@autocommit") == ((1,),)
@@ -121,7 +121,7 @@ def test_the_new_lines_do_what_they_replace(names: dict[str, Any], admin: Admin,
 
 @pytest.mark.parametrize("exhausted", [False, True])
 def test_the_program_runs(names: dict[str, Any], exhausted: bool) -> None:
-    """The example tells an exhausted pool from a free one."""
+    """The example distinguishes an exhausted pool from one with a free connection."""
     [program] = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     taken = [names["pool"].get_connection() for _ in range(2 if exhausted else 0)]
     exec(compile(program, "migrating.md", "exec"), names)  # noqa: S102  ours
