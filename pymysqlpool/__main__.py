@@ -216,7 +216,7 @@ class Race:
         self.pool = pool
         self.query = query
         self.seconds = seconds
-        #: Where the threads and the main thread wait until all of them are ready.
+        #: The threads and the main thread wait here until all of them are ready.
         self.start = threading.Barrier(threads + 1)
         self.over = threading.Event()
         self.failure: Exception | None = None
@@ -284,7 +284,7 @@ def measure(race: Race, size: int, show: Callable[[str], None]) -> Row:
             borrower.join()
     if race.failure is not None:  # possibly set while the last queries ended
         raise race.failure
-    # Queries that were running when the time was over count too, and so does their time.
+    # Queries that were still running when the time was over are included, and so is their time.
     racers = [borrower for borrower in race.borrowers if borrower.cycles]
     seconds = max(racer.ended for racer in racers) - min(racer.began for racer in racers)
     waits = sorted(wait for racer in racers for wait in racer.waits)
@@ -316,7 +316,7 @@ def percentiles_ms(ordered: list[float]) -> dict[str, float]:
 
 
 def progress_on(stream: Any) -> Callable[[str], None]:
-    """Return a function that replaces the last text by a new one if `stream` is a terminal, and else does nothing."""
+    """Return a function that replaces the last text with a new one if `stream` is a terminal, or else does nothing."""
 
     def show(text: str) -> None:
         if stream.isatty():
@@ -377,7 +377,7 @@ def plot(options: argparse.Namespace, rows: list[Row]) -> None:  # pragma: no co
 
 
 def advised(rows: list[Row]) -> Row:
-    """Return the row of the smallest size whose rate is good enough."""
+    """Return the row of the smallest size that has a rate of at least `GOOD_ENOUGH` times the best."""
     best = max(row.queries_per_second for row in rows)
     return next(row for row in rows if row.queries_per_second >= GOOD_ENOUGH * best)
 
@@ -388,7 +388,7 @@ def advice(rows: list[Row]) -> str:
     best = max(rows, key=lambda row: row.queries_per_second)
     beside = "" if row is best else f" beside {best.queries_per_second:.0f} at size={best.size}"
     return (
-        f"Take size={row.size}: of the sizes measured it is the smallest within {100 * (1 - GOOD_ENOUGH):.0f} % "
+        f"Use size={row.size}: of the sizes measured it is the smallest within {100 * (1 - GOOD_ENOUGH):.0f} % "
         f"of the best rate, with {row.queries_per_second:.0f} queries per second{beside}."
     )
 

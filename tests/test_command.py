@@ -118,7 +118,7 @@ def test_table_and_advice(call: Any) -> None:
         assert whole[0] > 0
     assert max(rates)[1] == __main__.BAR
     assert empty == ""
-    assert advice.startswith("Take size=")
+    assert advice.startswith("Use size=")
     assert advice.count(".") == 1
     assert budget.startswith("Processes with one such pool each: at most ")
     assert max(map(len, done.out.splitlines()[:4])) <= 80
@@ -169,7 +169,7 @@ def test_advice() -> None:
     zero = dict.fromkeys(__main__.PERCENTILES, 0.0)
     rates = {1: 500.0, 2: 949.0, 4: 950.0, 8: 1000.0, 16: 990.0}
     rows = [__main__.Row(size, rate, zero, zero) for size, rate in rates.items()]
-    text = "Take size={}: of the sizes measured it is the smallest within 5 % of the best rate, with "
+    text = "Use size={}: of the sizes measured it is the smallest within 5 % of the best rate, with "
     assert __main__.advised(rows).size == 4
     assert __main__.advice(rows) == text.format(4) + "950 queries per second beside 1000 at size=8."
     assert __main__.advice(rows[:2]) == text.format(2) + "949 queries per second."
@@ -192,7 +192,7 @@ def test_budget(call: Any, admin: Admin, user: str, monkeypatch: pytest.MonkeyPa
 def test_no_budget(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server without a limit, or that does not tell it, is measured all the same."""
     monkeypatch.setattr(__main__, "LIMITS", "select 0, 0")
-    assert call(*SHORT).out.splitlines()[-1].startswith("Take size=")
+    assert call(*SHORT).out.splitlines()[-1].startswith("Use size=")
     monkeypatch.setattr(__main__, "LIMITS", "select @@no_such_variable")
     assert json.loads(call("--json", *SHORT).out)["budget"] is None
 
@@ -323,7 +323,7 @@ def test_a_plot_without_matplotlib(call: Any, monkeypatch: pytest.MonkeyPatch, i
     done = call(*SHORT, "--plot", "rates.png")
     assert is_one_line(done.err)
     assert "matplotlib" in done.err
-    assert (done.status, "Take size=" in done.out) == ((1, True) if is_installed else (2, False))
+    assert (done.status, "Use size=" in done.out) == ((1, True) if is_installed else (2, False))
 
 
 # The password
@@ -479,7 +479,7 @@ def test_as_a_program(user: str) -> None:
     _, _, row, empty, advice, _ = out.splitlines()
     assert row.split()[0] == "1"
     assert empty == ""
-    assert advice.startswith("Take size=1:")
+    assert advice.startswith("Use size=1:")
     assert seen.endswith(b"python -m pymysqlpool: interrupted\r\n")
     assert b"Traceback" not in seen
     assert SECRET.encode() not in seen + out.encode()

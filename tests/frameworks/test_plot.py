@@ -28,7 +28,7 @@ def test_a_plot(server: Server, tmp_path: Path, name: str, begins: bytes, capsys
     """`--plot` writes a picture in the format of its name, beside the table."""
     pytest.importorskip("matplotlib")
     assert __main__.main([*where(server), *QUICK, "--plot", str(tmp_path / name)]) == 0
-    assert "Take size=" in capsys.readouterr().out
+    assert "Use size=" in capsys.readouterr().out
     assert tmp_path.joinpath(name).read_bytes().startswith(begins)
 
 
@@ -40,7 +40,7 @@ def test_a_plot_that_can_not_be_written(
     pytest.importorskip("matplotlib")
     assert __main__.main([*where(server), *QUICK, "--plot", str(tmp_path / name)]) == 1
     out, err = capsys.readouterr()
-    assert "Take size=" in out
+    assert "Use size=" in out
     assert err.count("\n") == 1
     assert "no plot: " in err
 
@@ -54,7 +54,7 @@ def test_a_program(server: Server) -> None:
     program = Path(sysconfig.get_path("scripts"), "pymysqlpool")
     done = subprocess.run([program, *where(server), *QUICK], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), sys.executable
-    assert "Take size=" in done.stdout
+    assert "Use size=" in done.stdout
     assert (
         "usage: pymysqlpool " in subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
     )
