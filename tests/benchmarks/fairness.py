@@ -136,8 +136,8 @@ FAIRNESS = Measure(
     [
         Figure("p99", "16 threads on 4 connections, each held 2 ms: p99 of all waits, to the ideal 6 ms", at_most=1.25),
         Figure("longest", "the same: longest wait, to the ideal 6 ms", at_most=2),
-        Figure("longest_ms", "the same: longest wait in ms; one who gets nothing waits for the whole round"),
-        Figure("share", "the same: fewest over most turns of a thread", at_least=0.98),
+        Figure("longest_ms", "the same: longest wait in ms; a thread that gets nothing waits for the whole round"),
+        Figure("share", "the same: fewest turns of a thread, to the most", at_least=0.98),
         Figure("rate", "the same: throughput, to 4 threads with a connection each", at_least=0.97),
     ],
 )
@@ -154,6 +154,6 @@ RUSH = Measure(
         Figure(
             "rate", "16 threads on 4 connections, SELECT 1 without a pause: rate, to a bare LifoQueue's", at_least=0.9
         ),
-        Figure("share", "the same: fewest over most turns of a thread", at_least=0.5),
+        Figure("share", "the same: fewest turns of a thread, to the most", at_least=0.5),
     ],
 )

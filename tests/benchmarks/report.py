@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from common import Setting
 
 NOTE = """\
-All are ratios of two things that ran side by side, but for commands and the wait in ms: the median of many rounds.
-The bare LifoQueue holds raw connections and cares for nothing: it is the floor, and starves threads as others do.
-Where threads starve, the p99 of the wait says little: who gets nothing has one wait, as long as the round.
+All figures but the commands and the wait in ms are ratios of two things that ran side by side: medians of many rounds.
+The bare LifoQueue holds raw connections and does nothing else: it is the lower bound, and starves threads as others do.
+If threads starve, the p99 of the wait says little: a thread that gets nothing has one wait, as long as the round.
 """
 PANELS = [
     ("commands", ("on", "off"), "commands on the wire\nfor {borrow, SELECT, return}"),

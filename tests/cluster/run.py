@@ -52,11 +52,11 @@ OPTIONS: dict[str, Any] = {
 CALM, PATIENCE = 2.0, 40.0
 PAUSE = 0.02
 HEAD = """\
-| fault | longest gap, s | a raw connection's | confirmed | errors, by code | opened, by node | idle after the return | after `drain()` |
+| fault | longest gap, s | a raw connection's | confirmed | errors, by code | opened, by node | idle, writer back | after `drain()` |
 |---|---:|---:|---:|---|---|---|---|"""  # noqa: E501  a table's head is one line
 GOOD = """\
 On each node the sum of the balances stayed the same, every confirmed transfer was found, and no refused one was. No
-thread hung, and all places were free at the end. Galera itself takes 5 s to exclude a node that does not respond."""
+thread hung, and all connections were returned. Galera itself takes 5 s to exclude a node that does not respond."""
 RESULTS = Path(__file__).parents[2] / ".github" / "cluster.md"
 RECIPES = RESULTS.with_name("cluster-recipes.md")
 #: How often the sessions are cut before the writer is killed, and the `con_lifetime` in seconds of sessions that move.
@@ -352,8 +352,8 @@ def try_again(nodes: list[Node], proxy: HAProxy) -> tuple[str, list[str]]:
 The recipe for [trying again](cluster-recipes.md#trying-a-unit-of-work-again) ran in {THREADS} threads.
 The sessions on the writer were cut {CUTS} times, and then the writer was killed and started again.
 {len(done)} transfers were made, after {failed} failed tries. None was done twice or given up: on each node
-each account has the balance that these transfers give. {len(unknown)} of them were of unknown outcome, of which
-{len(found)} were found by their keys at the next try."""
+each account has the balance that follows from these transfers. The outcome of {len(unknown)} was unknown at some time;
+{len(found)} of these were found by their keys at the next try."""
     return text, [f"the recipe: {each}" for each in wrong]
 
 
@@ -379,7 +379,7 @@ def move_back(nodes: list[Node], proxy: HAProxy) -> tuple[str, list[str]]:
         wrong.append(f"within con_lifetime the sessions moved from {before} to {after}; {expired} expired")
     text = f"""\
 Sessions also move back without `drain()`. With `con_lifetime={LIFETIME:g}` a pool's idle sessions were on {before}
-while the writer was read-only. {took:.1f} s after it had returned they were on {after}."""
+while the writer was read-only. {took:.1f} s after it was writable again, they were on {after}."""
     return text, wrong
 
 
@@ -397,7 +397,7 @@ def reset_on(nodes: list[Node], _: HAProxy) -> tuple[str, list[str]]:
             connection.execute_query("select 1")
         opened = pool.stats().opened
     text = """\
-When a node leaves, Galera changes `auto_increment_increment` on the others. The pool's sessions take the new value at
+When a node leaves, Galera changes `auto_increment_increment` on the others. The pool's sessions get the new value at
 their next reset, and are not replaced."""
     return text, [] if opened == 1 else [f"after a node has left, a session is replaced: {opened} were opened"]
 
@@ -504,11 +504,11 @@ def main() -> int:
 # In front of a cluster
 
 Three nodes of MariaDB {version} with Galera run behind HAProxy, all on one machine with {os.cpu_count()} cores.
-One node is the writer, which has the faults, and two are standbys.
+One node is the writer, which is where the faults are caused, and two are standbys.
 {THREADS} threads transfer money over a pool of {PLACES} connections with autocommit off.
 For comparison, another thread uses a raw connection, which it replaces after each error.
 A failed transfer is not tried again. Where a cell has three numbers, they belong to the three nodes.
-`drain()` is called when the writer has returned. `tox -e cluster -- --write` makes this page.
+`drain()` is called when the writer is back. `tox -e cluster -- --write` generates this page.
 
 {HEAD}
 {chr(10).join(rows)}
