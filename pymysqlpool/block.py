@@ -127,7 +127,7 @@ class Block:
         connection._thread_id = get_ident()  # this thread reads what another thread may have left unread
         try:
             if error is None:
-                cursor.close()  # reads the remaining rows; after an error that could take for ever
+                cursor.close()  # reads the remaining rows; after an error that could take forever
                 if connection._may_be_in_transaction:
                     self._commit()
             else:

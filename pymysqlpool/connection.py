@@ -218,7 +218,7 @@ class Connection(Wire, pymysql.connections.Connection):
             is_whole = False
             if session is not None:
                 session.is_in_use = True
-                self._session_in_use = session  # closed when the command gets its error, or lets go of this handle
+                self._session_in_use = session  # closed when the command fails, or no longer refers to this handle
         # The socket differs if PyMySQL has dropped it after an error, or after a reconnect by hand.
         if session is None or self._sock is not session.sock:
             is_whole = False
@@ -232,7 +232,7 @@ class Connection(Wire, pymysql.connections.Connection):
         return is_whole
 
     def _read_rest_without_waiting(self) -> None:
-        """Read the results that are left unread, such as the last one of a CALL, if they have already arrived."""
+        """Read the results that were left unread, such as the last one of a CALL, if they have already arrived."""
         self._read_timeout = 0
         with contextlib.suppress(MySQLError, TypeError):  # PyMySQL raises TypeError if nothing has arrived
             while self._result is not None and self._result.has_next and not self._result.unbuffered_active:
@@ -268,9 +268,9 @@ class Connection(Wire, pymysql.connections.Connection):
 class _LazyCopy:
     """A mutable attribute that is copied for a connection when it is first read.
 
-    Each borrower has its own copy, so that others do not see its changes. Copying them all for each successor would
-    raise the cost of a borrow and return by half (it is 2.3 times that of a LifoQueue's put and get). The copy is
-    stored in the instance's `__dict__`, where Python finds it before this descriptor.
+    Each borrower has its own copy, so that others do not see its changes. Copying all of these attributes for each
+    successor would raise the cost of a borrow and return by half (it is 2.3 times that of a LifoQueue's put and get).
+    The copy is stored in the instance's `__dict__`, where Python finds it before this descriptor.
     """
 
     def __init__(self, name: str) -> None:
@@ -339,7 +339,7 @@ class Template:
     def remember(self, session: Session, connection: Connection, before: dict[str, Any]) -> None:
         """Store the attributes of a `connection` that has just been opened: its successors start from them.
 
-        `before` has its attributes from before it was opened.
+        `before` contains the attributes that it had before it was opened.
         """
         connection._result = None
         attributes = vars(connection)

@@ -1,4 +1,4 @@
-"""The private parts of PyMySQL that this package uses: the same in all PyMySQL releases from 1.0.2 to 1.2.4."""
+"""The private parts of PyMySQL that this package uses. They are the same in all releases from 1.0.2 to 1.2.4."""
 
 from __future__ import annotations
 

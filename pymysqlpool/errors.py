@@ -1,4 +1,4 @@
-"""The pool's errors, which are derived from PyMySQL's, and what an error means for the session that it came from."""
+"""The pool's errors, which are derived from PyMySQL's, and what an error means for its session."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pymysql.err import Error, InterfaceError, InternalError, MySQLError, Operat
 
 
 class PoolError(Error):
-    """The base of the pool's errors: the pool, or the way it is used, is at fault, not the server."""
+    """The base class of the pool's errors. The cause is the pool or the way it is used, not the server."""
 
     #: Whether the command may have been committed in spite of the error. The pool sets this attribute on every
     #: MySQLError that a borrower's command raises.
@@ -82,7 +82,7 @@ def _code(error: BaseException) -> int:
 def is_retryable(error: BaseException) -> bool:
     """Return whether `error` means that nothing was done, and that another try may succeed.
 
-    This holds for the transaction that failed, or for the single statement under autocommit, and not for what the same
+    This applies to the transaction that failed, or to the single statement under autocommit, but not to what the same
     unit of work has committed before. After 1205 (ER_LOCK_WAIT_TIMEOUT) the server has rolled back only the statement:
     let the error end the block, which rolls back the rest. An error from a connection without a pool is judged by its
     code alone.
@@ -112,7 +112,7 @@ def refuses_sessions(error: BaseException) -> bool:
 
 
 def set_outcome(error: MySQLError, may_have_committed: Callable[[], bool]) -> None:
-    """Set `error.outcome_unknown`: whether the connection, or the node, was lost when it may have committed.
+    """Set `error.outcome_unknown`: whether the connection, or the node, was lost at a command that may have committed.
 
     `may_have_committed` is called only if the connection was lost: it reads the whole statement, which may be long.
     """
@@ -125,8 +125,8 @@ def set_outcome(error: MySQLError, may_have_committed: Callable[[], bool]) -> No
 def session_survives(error: OperationalError | InternalError) -> bool:
     """Return whether the session can still be used after this error.
 
-    The code decides, as PyMySQL uses these two classes for every code that it does not know. One of the client's own
-    codes means that it has lost the session, or its position in the protocol.
+    The code decides, because PyMySQL uses these two classes for every code that it does not know. A code of the
+    client's own means that it has lost the session, or its position in the protocol.
     """
     code = _code(error)
     return (1000 <= code < 2000 or code >= 3000) and code not in _SESSION_GONE and code not in _NOT_THIS_NODE

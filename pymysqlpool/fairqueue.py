@@ -86,10 +86,10 @@ class FairQueue(queue.Queue[T], Generic[T]):
         self._closed = False
 
     def replace_lost(self) -> None:
-        """Put back items that were lost, in a subclass. Called before a thread waits and after each sleep."""
+        """Put back lost items. A subclass may override it. Called before a thread waits and after each sleep."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
-        """Take the item that was added last, or wait up to `timeout` seconds (None: for ever) for one.
+        """Take the item that was added last, or wait up to `timeout` seconds (None: forever) for one.
 
         Raises `queue.Empty` if there is none in time, `LineTooLong` if it would have to wait and `max_waiting` threads
         are waiting already, and `QueueClosed` if the queue is closed.
@@ -201,8 +201,8 @@ class FairQueue(queue.Queue[T], Generic[T]):
         waiter.last_look = now = monotonic()
         idle = len(self.queue)
         first = self._first(idle or 1)
-        # Its thread is busy in a signal handler, or an exception ended its get() and its traceback keeps the waiter
-        # alive.
+        # The first waiter's thread is busy in a signal handler, or its get() was ended by an exception whose traceback
+        # keeps the waiter alive.
         if first and now - first[0].last_look > ABSENT_AFTER:
             self._line.pop(first[0].thread, None)
             first = self._first(idle)

@@ -4,8 +4,8 @@ pymysqlpool.metrics.prometheus()  # pip install pymysql-pool[prometheus]
 pymysqlpool.metrics.opentelemetry()  # pip install pymysql-pool[opentelemetry]
 
 Call one of them once, when the program starts. Pools that are made later are included. A closed pool is left out as
-soon as none of its connections is borrowed any more. A forked worker has metrics of its own, which start at zero. Pools
-with the same name are added up.
+soon as none of its connections is borrowed any more. A forked worker has metrics of its own, which start at zero. The
+metrics of pools with the same name are added up.
 https://opentelemetry.io/docs/specs/semconv/database/database-metrics/
 """
 
@@ -118,7 +118,7 @@ class _Watch:
         return found
 
     def _observer(self, pool: ConnectionPool) -> Callable[[str, float], object]:
-        """Return an observer for `pool`. It must not refer to the pool, which otherwise would never be collected."""
+        """Return an observer for `pool`. It must not refer to the pool, which would otherwise never be collected."""
         raise NotImplementedError
 
     def _reset_in_child(self) -> None:
@@ -157,7 +157,7 @@ class _Histograms:
 
 
 class PrometheusCollector(_Watch):
-    """A collector for a registry of `prometheus_client`. It takes none of a pool's locks."""
+    """A collector for a registry of `prometheus_client`. Collecting takes no lock in a pool."""
 
     def __init__(self) -> None:
         self._histograms: list[_Histograms] = []

@@ -55,7 +55,7 @@ class Opener:
         """
         context = connection.ctx if connection.ssl else None
         if context is not None and self._tls_session is not None:
-            # Resuming the TLS session of an earlier connection saves the server a signature, and half of the time.
+            # Resuming the TLS session of an earlier connection saves the server a signature, and halves the time.
             resume = functools.partial(context.wrap_socket, session=self._tls_session)
             connection.ctx = SimpleNamespace(wrap_socket=resume)
         try:
@@ -64,7 +64,7 @@ class Opener:
             if context is not None:
                 connection.ctx = context
         session = Session(connection, self._lifetime)
-        if session.sock is None:  # a user's unit test has patched `connect` away
+        if session.sock is None:  # a user's unit test has patched out `connect`
             return session
         self._tls_session = getattr(session.sock, "session", None)
         if can_track(connection) and not hasattr(connection, "set_character_set"):  # pragma: no cover  before 1.1
@@ -85,15 +85,15 @@ class Opener:
 
 
 def can_track(connection: PyMySQLConnection) -> bool:
-    """Whether the server, or the proxy in front of it, announces that it can report changes of the session."""
+    """Whether the server, or the proxy in front of it, announces that it can report changes to the session."""
     return bool(connection.server_capabilities & CLIENT.SESSION_TRACK)
 
 
 def track(connection: PyMySQLConnection, settings: str) -> None:
     """Turn session tracking on, in one SET with `settings`, and check that it works.
 
-    A proxy may announce session tracking and not pass the reports on. Turning it on is itself a change of the session,
-    so the reply to this statement has to report one.
+    A proxy may announce session tracking but not pass the reports on. Turning it on is itself a change to the session,
+    so the reply to this statement has to report a change.
     """
     connection.query(f"SET {settings}{TRACKING}")
     connection._is_tracked = bool(connection.server_status & SERVER_SESSION_STATE_CHANGED)

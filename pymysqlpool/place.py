@@ -33,9 +33,10 @@ class Place:
     A pool has `maxsize` places as long as it is open. Each is referred to by one `Connection`, which is in the queue or
     with a borrower. A return moves the place from the borrower's handle to a new handle in the queue.
 
-    When nothing refers to a place any more, it is lost: the borrower dropped its handle, or an asynchronous exception
-    (KeyboardInterrupt, a signal handler's) was raised while the connection was being lent or returned. A new place then
-    replaces it. So an exception between any two lines of Python neither removes a place permanently nor adds one.
+    When nothing refers to a place any more, it is lost: the borrower has dropped its handle, or an asynchronous
+    exception (KeyboardInterrupt, a signal handler's) was raised while the connection was being lent or returned. A new
+    place then replaces it. So an exception between any two lines of Python neither removes a place permanently nor adds
+    one.
     """
 
     __slots__ = ("__weakref__", "is_of_parent", "loan", "record", "session", "totals")

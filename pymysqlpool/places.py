@@ -70,7 +70,7 @@ class Places(FairQueue["Connection"]):
         session = connection._place.session
         if session is None:
             if self._pause and not self._may_open():
-                self._put(connection)  # wakes nobody, as it is no more due for another waiter
+                self._put(connection)  # does not wake anybody: it is not due for the other waiters either
                 raise IndexError
         elif session.pending is not None and not _is_ready(connection):
             for index in range(1, len(self.queue) + 1):
@@ -155,7 +155,7 @@ class Places(FairQueue["Connection"]):
 
     def number_idle(self) -> int:
         """Return the number of sessions that are open and idle."""
-        places = [vars(connection).get("_place") for connection in self.idle()]  # None: lent and returned since
+        places = [vars(connection).get("_place") for connection in self.idle()]  # None: returned again since
         return sum(place is not None and place.session is not None for place in places)
 
     def number_open(self) -> int:
@@ -188,8 +188,8 @@ class Places(FairQueue["Connection"]):
     def _replace(self, index: int, record: Record) -> None:
         """Replace the place of `record`, if it is lost, by a new one that is put into the queue.
 
-        If this is interrupted, or another thread has done it before, the new place is not used. It is then lost at once
-        and handled like any other lost place.
+        If this is interrupted, or another thread has already done it, the new place is not used. It is then lost at
+        once and handled like any other lost place.
         """
         if record.place() is not None:
             return
@@ -197,8 +197,8 @@ class Places(FairQueue["Connection"]):
         replacement = record.replace_with(place.record)
         self._records[index] = replacement
         if replacement is place.record:
-            # The finalizer of the lost place closes the session. If the collector has found the place, other finalizers
-            # run before, and may take any time: until then there would be one session too many on the server.
+            # The finalizer of the lost place closes the session. But if the collector has found the place, it may run
+            # other finalizers first, which can take any time: until then the server would have one session too many.
             session = record.session
             if session is not None:
                 session.shut_down()
@@ -214,7 +214,7 @@ class Places(FairQueue["Connection"]):
         for connection in self.idle():
             if most <= 0:
                 break
-            place: Any = vars(connection).get("_place")  # None: lent and returned since
+            place: Any = vars(connection).get("_place")  # None: lent and returned again since
             session: Session | None = place and place.session
             if session is None or not is_due(session) or not self._remove(connection):
                 continue
@@ -228,7 +228,7 @@ class Places(FairQueue["Connection"]):
             session.expires_at = -math.inf
 
     def wait_until_all_back(self, timeout: float | None) -> int:
-        """Wait up to `timeout` seconds (None: for ever) until no connection is borrowed; return how many still are."""
+        """Wait up to `timeout` seconds (None: forever) until no connection is borrowed; return how many still are."""
         deadline = math.inf if timeout is None else monotonic() + timeout
         closer = Waiter()
         self._closers.append(closer)
@@ -280,5 +280,5 @@ def _warn_of_lost(lost: dict[str, Any], *, has_written: bool) -> None:
     try:
         warnings.warn_explicit(message, ResourceWarning, lost["file"], lost["line"])
     except ResourceWarning:
-        # The warnings filter raises this one, but the thread that runs here is not the one that lost the connection.
+        # A warnings filter has turned it into an exception, but it was not this thread that lost the connection.
         logger.error("%s:%s: %s", lost["file"], lost["line"], message)

@@ -54,7 +54,7 @@ else:
 DEFAULT_SIZE = 10
 
 # Keywords that are refused, with the reason. They would be passed on to PyMySQL otherwise. The last two are from
-# states of pymysql-pool between two releases.
+# unreleased development versions of pymysql-pool.
 _REFUSED = {
     "defer_connect": "the pool opens a connection when one is needed",
     "max_size": "use maxsize= for the most connections",
@@ -78,11 +78,11 @@ class ConnectionPool(Generic[Connection_co]):
     - `ping_after` (seconds, default 30.0; 0: always; None: never): a connection that was idle for longer is pinged
       before it is lent.
     - `max_waiting` (int; default None, no limit): if this many threads are waiting, the next one is refused at once.
-    - `leak_warning` (seconds; default None, never): a connection that is borrowed for longer is logged as a warning,
-      with the line where it was borrowed.
+    - `leak_warning` (seconds; default None, never): a connection that has been borrowed for longer is logged as a
+      warning, with the line where it was borrowed.
     - `reset` (default "auto"): what is undone between two borrowers: "auto" everything that the borrower may have
       changed, "session" always everything, "rollback" only transactions, None nothing.
-    - `connection_class` (default `Connection`): a subclass of it.
+    - `connection_class` (default `Connection`): the class of the connections, a subclass of `Connection`.
     - `on_connect` (default None): a callable that is called with the connection of each new session, and again after
       each reset, before the connection is lent. It can use the connection like a PyMySQL connection without a pool; an
       open transaction is committed afterwards. An error in it is treated as an error in opening the connection.
@@ -166,12 +166,12 @@ class ConnectionPool(Generic[Connection_co]):
             raise
 
     def _begin(self) -> None:
-        """Set up the places, none of them open: in a new pool, and in a forked child."""
+        """Set up the places, without opening any: in a new pool, and in a forked child."""
         self._pool = Places(self._template, self.maxsize, self._max_waiting)
         # Closes the idle connections when the pool is garbage collected, or when the interpreter exits.
         self._finalizer = weakref.finalize(self, _close_all_idle, self._pool)
         self._last_failure: MySQLError | None = None
-        # Borrow and return compare the time with _next_check only: it is -inf while there are observers.
+        # The only time that borrow and return compare with: it is -inf while there are observers.
         self._next_check = self._next_maintenance = 0.0
         _pools.add(self)
 
@@ -187,7 +187,7 @@ class ConnectionPool(Generic[Connection_co]):
     ) -> Connection_co:
         """Borrow a connection, and return it.
 
-        - `timeout` (seconds; 0: do not wait; None: wait for ever) and `retry_num` (int): wait for up to `retry_num + 1`
+        - `timeout` (seconds; 0: do not wait; None: wait forever) and `retry_num` (int): wait for up to `retry_num + 1`
           times `timeout` for a connection. A retry does not change the thread's position among the waiting threads.
           Opening a connection is not included in this time; PyMySQL's `connect_timeout` limits it.
         - `pre_ping`: ping the connection before it is lent, even if it was idle for less than `ping_after`.
@@ -298,7 +298,7 @@ class ConnectionPool(Generic[Connection_co]):
         pings = pre_ping or now - session.idle_since >= self._ping_after
         was_reset = self._on_connect is not None and session.pending not in (None, ROLLBACK)
         try:
-            if session.pending is not None:  # and they have arrived, or have to be read before the ping or `on_connect`
+            if session.pending is not None:  # the replies have arrived, or must be read before the ping or `on_connect`
                 connection._read_pending(session)
             if pings:
                 with connection._timeouts(PING_TIMEOUT):
@@ -327,7 +327,7 @@ class ConnectionPool(Generic[Connection_co]):
         """
         if self._on_connect is None or session.sock is None:
             return
-        token, connection._token = connection._token, None  # so that its statements do not count as a borrower's
+        token, connection._token = connection._token, None  # so that its statements are not counted as a borrower's
         self._on_connect(connection)
         if connection._sock is session.sock:
             connection.commit()  # also reads results that it has left unread
@@ -425,7 +425,7 @@ class ConnectionPool(Generic[Connection_co]):
             self._next_check = -math.inf
 
     def _maintain(self, now: float) -> None:
-        """Log connections that are borrowed for too long, and close those that are idle for too long."""
+        """Log connections that have been borrowed for too long, and close those that have been idle for too long."""
         self._next_maintenance = math.inf
         if self.leak_warning is not None:
             self._check_leaks(now, self.leak_warning)
@@ -436,7 +436,7 @@ class ConnectionPool(Generic[Connection_co]):
             self._next_maintenance = min(self._next_maintenance, now + self.idle_timeout / 10)
 
     def _check_leaks(self, now: float, leak_warning: float) -> None:
-        """Log the connections that are borrowed for longer than `leak_warning` seconds, each one once."""
+        """Log connections that have been borrowed for longer than `leak_warning` seconds, each of them once."""
         self._next_maintenance = min(self._next_maintenance, now + leak_warning)
         for loan in self._pool.borrows():
             holder = loan.as_data()
@@ -456,7 +456,7 @@ class ConnectionPool(Generic[Connection_co]):
                 self._next_maintenance = min(self._next_maintenance, loan.since + leak_warning)
 
     def _observe(self, observer: Callable[[str, float], object]) -> None:
-        """Call `observer(event, seconds)` from now on, for histograms: "wait", "create" or "use", and its duration.
+        """Call `observer(event, seconds)` after each "wait", "create" and "use" from now on. `metrics` uses this.
 
         It is called after a connection was borrowed, opened or returned, in the thread that did so, without a lock. A
         slow observer delays only that thread. An exception in it is logged.
@@ -475,7 +475,7 @@ class ConnectionPool(Generic[Connection_co]):
     # Return
 
     def put_connection(self, connection: Connection) -> None:
-        """Return `connection` to the pool, as `connection.close()` does. Closing it twice does nothing.
+        """Return `connection` to the pool, as `connection.close()` does. A second call does nothing.
 
         Raises `ReturnConnectionToPoolError` if it is not a connection of this pool.
         """
@@ -496,7 +496,7 @@ class ConnectionPool(Generic[Connection_co]):
         if place is None or place.is_of_parent:
             return
         if place.record.place() is None:
-            # A finalizer returns the handle too late: the place is lost, and its socket may be closed.
+            # A finalizer has returned the handle too late: the place is lost, and its socket may be closed.
             handle._force_close()
             return
         if error is not None:
@@ -555,9 +555,9 @@ class ConnectionPool(Generic[Connection_co]):
             )  # it may have changed the database
             commands = session.reset.commands(with_database=is_doubtful)
             if handle._may_be_in_transaction or is_doubtful:
-                # A proxy may answer the reset itself, without ending the transaction. Nor does a reset end a prepared
-                # XA transaction: a MariaDB session is then left half inside it, and no longer commits anything. The
-                # ROLLBACK fails in that case, and the session is replaced.
+                # A proxy may answer the reset itself, without ending the transaction. And a reset does not end a
+                # prepared XA transaction: a MariaDB session is then left half inside it, and no longer commits
+                # anything. The ROLLBACK fails in that case, and the session is replaced.
                 commands = ROLLBACK + commands
         elif handle._may_be_in_transaction and (self.reset is not None or error is not None):
             commands = ROLLBACK
@@ -581,7 +581,7 @@ class ConnectionPool(Generic[Connection_co]):
     # State
 
     def size(self) -> int:
-        """Return how many connections can be borrowed at this moment without waiting, open or not."""
+        """Return how many connections, open or not, can be borrowed at this moment without waiting."""
         self._pool.replace_lost()
         return self._pool.qsize()
 
@@ -626,7 +626,7 @@ class ConnectionPool(Generic[Connection_co]):
     def close(self, timeout: float | None = 0.0) -> int:
         """Close the pool and its idle connections. Waiting threads get `PoolClosedError`, as do later borrows.
 
-        Borrowed connections are closed when they are returned. Waits up to `timeout` seconds (float; None: for ever)
+        Borrowed connections are closed when they are returned. Waits up to `timeout` seconds (float; None: forever)
         for that, and returns the number of connections that are still borrowed. It may be called again.
 
         Raises TypeError or ValueError if `timeout` is not a number of seconds.

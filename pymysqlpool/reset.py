@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from .driver import PyMySQLConnection
 
-#: A setting for SET. With it the server reports every change to the session, not only changes to what has a tracker of
-#: its own: https://dev.mysql.com/doc/refman/8.4/en/session-state-tracking.html
+#: A setting for SET. With it the server reports every change to the session, not only those that have a tracker of
+#: their own: https://dev.mysql.com/doc/refman/8.4/en/session-state-tracking.html
 TRACKING = "SESSION session_track_state_change = 1"
 
 # Session variables that change by themselves, or that describe the last statement or transaction.
@@ -66,9 +66,8 @@ _PROBE = pack_commands((COMMAND.COM_QUERY, b"SET @pymysqlpool = 1"))
 class Server:
     """What a reset does not restore on one server.
 
-    A reset does not apply the server's `init_connect`, the client's flags and the user's limits again. The variables
-    that they have set are not listed here but found: a session that was reset is compared with a new one, which is the
-    one of `connection`.
+    A reset does not apply the server's `init_connect`, the client's flags and the user's limits again. Which variables
+    they have set is found out by comparing a session that was reset with a new one, which is that of `connection`.
     """
 
     def __init__(self, pool_name: str, connection: PyMySQLConnection) -> None:
@@ -96,7 +95,7 @@ class Server:
                 settings.append(setting)
         kept = tuple(self._changed_in(connection)) if changed else ()
         if fetch_rows(connection, "SELECT @pymysqlpool") != ((None,),):
-            kept = ("user variables", *kept)  # a proxy has answered the reset and not passed it on
+            kept = ("user variables", *kept)  # a proxy has answered the reset instead of passing it on
         self._store(settings, kept)
 
     def count_partial_reply(self) -> None:
@@ -156,12 +155,12 @@ class Reset:
         encode = functools.partial(str.encode, encoding=connection.encoding)
         autocommit = connection.autocommit_mode
         final_autocommit = "@@autocommit" if autocommit is None else str(int(autocommit))
-        # As in connect(), the server's autocommit is in force until `init_command` has run: it begins no transaction.
+        # As in connect(), the server's autocommit applies until `init_command` has run. This begins no transaction.
         first_autocommit = final_autocommit if connection.init_command is None else "@@autocommit"
         wanted = "NULL" if database is None else connection.escape(database)
         settings = [
             names_setting(connection.charset, _collation(connection)),
-            # autocommit cannot be 2: in another database the statement fails.
+            # autocommit cannot be 2, so the statement fails in any other database.
             f"autocommit = IF(DATABASE() <=> {wanted}, {first_autocommit}, 2)",
         ]
         if connection.sql_mode is not None:

@@ -41,7 +41,7 @@ _open_sockets: dict[int, tuple[Any, Any]] = {}
 
 
 class Session:
-    """One session on a server. What is known about it is not assumed of another, which may be on another server.
+    """One session on a server. What is known about one is not assumed of another, which may be on another server.
 
     `connection` has been opened; `lifetime` is in seconds, and may be infinite.
     """
@@ -71,11 +71,11 @@ class Session:
 
     def __init__(self, connection: PyMySQLConnection, lifetime: float) -> None:
         now = monotonic()
-        #: Its socket; None if a user's unit test has patched `connect` away.
+        #: Its socket; None if a user's unit test has patched out `connect`.
         self.sock: Any = connection._sock
         self._rfile: Any = connection._rfile
         #: Waits up to the given number of milliseconds until there is something to read, or the server has closed the
-        #: session. On an idle session nothing is expected except pending replies.
+        #: session. An idle session has nothing to read except pending replies.
         self.poll: Callable[[int], object] = bool if self.sock is None else _poll(self.sock)
         # The same for threads that have not borrowed the session: only one thread at a time can use a poll object.
         self._poll_by_others: Callable[[int], object] = bool if self.sock is None else _poll(self.sock)
@@ -83,8 +83,8 @@ class Session:
         self._release_socket = functools.partial(_open_sockets.pop, id(self.sock), None)
         if self.sock is not None:
             _open_sockets[id(self.sock)] = self.sock, self._rfile
-        #: Times by the monotonic clock: when the session expires, since when it has been idle, and from when on it is
-        #: checked before it is lent.
+        #: Times by the monotonic clock: when the session expires, when it became idle, and from when on it is checked
+        #: before it is lent.
         self.expires_at = now + lifetime * (1 - _JITTER * os.urandom(1)[0] / 256)
         self.idle_since = now
         self.check_at = math.inf
@@ -95,13 +95,13 @@ class Session:
         self._timeout = PING_TIMEOUT
         self._has_set_timeout = False
         self._ahead = 0
-        #: Whether a borrower's command may still use the socket, as its connection was returned in the meantime, by
-        #: another thread or a signal handler.
+        #: Whether a borrower's command may still be using the socket, because its connection was returned in the
+        #: meantime by another thread or a signal handler.
         self.is_in_use = False
         #: The pool's commands whose replies have not been read. They come before the replies to a borrower's commands.
         self.pending: Commands | None = None
-        #: Whether a statement whose text only reads is assumed to leave nothing behind. That requires the server, and
-        #: any proxy in front of it, to report what the statement has changed all the same.
+        #: Whether a statement that only reads, by its text, is assumed to leave nothing behind. That requires the
+        #: server, and any proxy in front of it, to report it if the statement has changed the session after all.
         self.is_trusted = False
         #: The attributes of a connection right after `connect()`, with which each handle starts; those of them that
         #: `connect()` has set; and those of the latter that are mutable, and copied for each handle.
@@ -243,10 +243,10 @@ class Session:
 
     def abandon(self) -> None:
         """Close the socket without COM_QUIT: the session is lost, or in the middle of a reply."""
-        # Ends the read of another thread that still uses the connection, which it should not: such a read holds a lock
-        # of the file that is closed next.
+        # Ends the read of another thread that is still using the connection (which it should not do): such a read holds
+        # a lock of the file that is closed next.
         self.shut_down()
-        # OpenSSL keeps using the file descriptor of a socket that is closed, which a new socket may have by then.
+        # OpenSSL goes on using the file descriptor of a closed socket, which may belong to a new socket by then.
         if not self.is_in_use:
             self.close()
 
@@ -297,7 +297,7 @@ def _closer(sock: Any) -> Callable[[], object]:
 
 
 def _poll(sock: Any) -> Callable[[int], object]:
-    """Return a function that waits up to the given number of milliseconds until `sock` can be read."""
+    """Return a function that waits up to the given number of milliseconds until `sock` is readable."""
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(sock, select.POLLIN)

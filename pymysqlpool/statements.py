@@ -32,7 +32,7 @@ _QUOTED_OR_COMMENT = rf"('[^']*')|(\"(?!NEXTVAL\")[^\"]*\"|`(?!NEXTVAL`)[^`]*`)|
 # string, a ? each quoted name (which may be a string, too), and a blank each comment.
 _SUSPECT = r"""(?x)
     :=                          # sets a variable
-    | (?<![^\W\d])INTO\b        # sets a variable or writes a file; also right behind a number
+    | (?<![^\W\d])INTO\b        # sets a variable or writes a file; also right after a number
     | ;(?!\s*$)                 # a second statement
     | /\*!|/\*M!                # a comment that is executed
     | _LOCKS?\b                 # GET_LOCK(), and similar functions of plugins
@@ -102,7 +102,7 @@ def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: 
         return TRANSACTION  # the last two are sent by PyMySQL's autocommit(), and the status flags tell their effect
     elif text.startswith(("INSERT ", "UPDATE ", "DELETE ", "REPLACE ")):
         if ";" not in text and "/*" not in text:
-            return DIRTY  # whatever words its strings contain
+            return DIRTY  # no matter what words its strings contain
     elif text.startswith("SET "):
         pass
     elif reading := re.match(_READING, text):
@@ -116,7 +116,7 @@ def left_by(command: int, sql: bytes, encoding: str = "ascii") -> int:  # noqa: 
 
 
 def certainly_reads(command: int, sql: bytes) -> bool:
-    """Whether a command that is READS by left_by() also calls no function that may write, so it may be run twice."""
+    """Whether a command that left_by() classifies as READS calls no function that may write, so it may run twice."""
     if command != COMMAND.COM_QUERY:
         return True
     text = re.sub(_IN_FRONT, "", sql.decode("ascii", "replace").upper(), count=1)
@@ -129,7 +129,7 @@ def certainly_reads(command: int, sql: bytes) -> bool:
 
 
 def writes(sql: bytes) -> bool:
-    """Whether the affected rows that the server reports for the statement are rows that it has written, not read."""
+    """Whether the affected rows that the server reports for the statement were written, not read."""
     return re.match(rb"(?i)[\s(]*(?:SELECT|SHOW|EXPLAIN|DESC|WITH|VALUES|TABLE)\b", sql) is None
 
 

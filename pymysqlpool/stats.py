@@ -26,7 +26,7 @@ class Closed(NamedTuple):
     broken: int
     #: They could not be reset, or their reset failed.
     reset: int
-    #: The borrow or the use ended with an error after which a connection is not reused.
+    #: The borrow, or the use of the connection, ended with an error after which a connection is not reused.
     exception: int
     #: They were never returned: the handle was garbage collected.
     lost: int
@@ -40,7 +40,7 @@ class PoolStats(NamedTuple):
     """A snapshot of a pool: its present state, and counters since it was made or, in a forked child, since the fork.
 
     Seconds are floats. The snapshot is taken without a lock, so it can be inconsistent while other threads use the
-    pool. In a pool at rest, `opened` is the number of open connections plus the sum of `closed`.
+    pool. While nobody uses it, `opened` is the number of open connections plus the sum of `closed`.
     """
 
     #: Connections that are open and not borrowed.
@@ -64,7 +64,7 @@ class PoolStats(NamedTuple):
     timed_out: int
     #: Borrows that were refused because `max_waiting` threads were waiting already.
     refused: int
-    #: The seconds between borrow and return, in total and at most. Present borrows are not included.
+    #: The seconds between borrow and return, in total and at most. Current borrows are not included.
     seconds_used: float
     longest_use: float
     #: Connections that were opened; the seconds that this took, in total and at most; attempts that failed.

@@ -58,7 +58,7 @@ class _Result(PyMySQLResult):
         data = packet._data
         if data[0] != 0xFE or len(data) >= 9:
             return False
-        # Warnings and status flags, two bytes each. PyMySQL drops the latter, but nothing else tells that a SELECT has
+        # Warnings and status flags, two bytes each. PyMySQL drops the flags, but nothing else shows that a SELECT has
         # opened a transaction. https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_eof_packet.html
         self.warning_count = data[1] | data[2] << 8
         self.server_status = data[3] | data[4] << 8
@@ -93,12 +93,12 @@ class _Result(PyMySQLResult):
         if self.unbuffered_active and connection._result is self and connection._token and connection._has_session():
             connection._begin_reading()
             super()._finish_unbuffered_query()
-            if not connection._token:  # else an error packet has ended the reply
+            if not connection._token:  # otherwise an error packet has ended the reply
                 connection._reply_ended(self.server_status)
 
 
 class Wire(PyMySQLConnection):
-    """PyMySQL's connection which, while a pool lends it, tracks whether a reply is unfinished.
+    """PyMySQL's connection, which tracks whether a reply is unfinished while it is borrowed from a pool.
 
     `_token` is a list with one item. A thread takes the item out, in one atomic step, before it writes a command or
     reads from a reply. It puts back WHOLE when the reply is complete, or UNREAD when the rest is left for later. If two
@@ -118,7 +118,7 @@ class Wire(PyMySQLConnection):
         PoolError,
     )
 
-    _pool: Any = None  #: the `ConnectionPool`; None without one, and while the connection is opened
+    _pool: Any = None  #: the `ConnectionPool`; None without one, and while the connection is being opened
     _place: Any = None  #: the `Place`; None without a pool, and after the return
     _rfile: Any = None
 
@@ -138,7 +138,7 @@ class Wire(PyMySQLConnection):
     _lost_writes = False
     #: Whether the server reports that a statement has changed the session (session tracking).
     _is_tracked = False
-    #: The timeout in seconds that PyMySQL, from 1.2 on, has last set on the socket.
+    #: The timeout in seconds that PyMySQL (from 1.2 on) last set on the socket.
     _current_timeout: float | None = None
 
     # A command
@@ -271,7 +271,7 @@ class Wire(PyMySQLConnection):
     if hasattr(PyMySQLConnection, "set_character_set"):  # pragma: no branch  since PyMySQL 1.1
 
         def set_character_set(self, charset: str, collation: str | None = None) -> None:
-            """PyMySQL's. In a pool's `connect()` its statement also turns session tracking on, in one round trip."""
+            """Do as PyMySQL does. When a pool opens a connection, the same statement also turns session tracking on."""
             if self._token is None and self._place is not None and can_track(self):
                 track(self, f"{names_setting(charset, collation)}, ")
                 return
@@ -281,12 +281,12 @@ class Wire(PyMySQLConnection):
     else:  # pragma: no cover
 
         def set_charset(self, charset: str) -> None:
-            """PyMySQL's."""
+            """Do as PyMySQL does."""
             super().set_charset(charset)
             self._reply_ended_without_status()
 
     def show_warnings(self) -> Any:
-        """PyMySQL's."""
+        """Do as PyMySQL does."""
         rows: Any = super().show_warnings()  # type: ignore[no-untyped-call]
         self._reply_ended_without_status()
         return rows
@@ -310,14 +310,14 @@ class Wire(PyMySQLConnection):
         # table, although it then holds a lock.
         autocommit = status & SERVER_STATUS.SERVER_STATUS_AUTOCOMMIT
         self._may_be_in_transaction = more or in_transaction or not (autocommit or ends_transaction(self._statement))
-        if status & SERVER_SESSION_STATE_CHANGED and self._statement_leaves != TRANSACTION:  # these set it on MySQL
+        if status & SERVER_SESSION_STATE_CHANGED and self._statement_leaves != TRANSACTION:  # they set it on MySQL, too
             self._left_in_session = max(self._left_in_session, DIRTY)
         self._token.append(UNREAD if more else WHOLE)  # type: ignore[union-attr]
 
     def _reply_failed(self, error: MySQLError) -> None:
-        """Handle a packet that is an error or could not be read. An error packet ends the reply. It has no flags."""
+        """Handle an error packet, which ends the reply and has no flags, or a packet that could not be read."""
         self._set_outcome(error)
-        # If the connection was returned while this command ran, its session is closed now.
+        # If the connection was returned while this command was running, this closes its session.
         vars(self).pop("_session_in_use", None)
         self._check_lent()
         self._record_error(error)
@@ -419,7 +419,7 @@ class Wire(PyMySQLConnection):
     def _in_use_error(self) -> Error:
         """Return the error for a thread that finds the token taken."""
         if self._sock is None:
-            return InterfaceError(0, "")  # PyMySQL's own: programs handle it by connecting again
+            return InterfaceError(0, "")  # as PyMySQL raises it: programs handle it by connecting again
         names = [thread.name for thread in threading.enumerate() if thread.ident == self._thread_id != get_ident()]
         if names:
             return PoolError(

@@ -45,7 +45,7 @@ class AliasPool(ConnectionPool):
     """The pool of one alias in this process."""
 
     def __init__(self, alias: str, options: dict[str, Any], connect_kwargs: dict[str, Any]) -> None:
-        #: The settings it was made with. If they change, as in tests, another pool is made.
+        #: The settings that it was made with. If they change, as in tests, another pool is made.
         self.made_with = options, connect_kwargs
         arguments = {"name": alias, "pre_create_num": 0, **options}
         #: How long a request waits for a connection, in seconds. The default is that of Django's PostgreSQL pools.
@@ -83,7 +83,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     """Django's connection, which borrows from the pool of its alias, and returns the connection when it is closed.
 
     `OPTIONS["pool"]` is a dict with the options of `ConnectionPool` and `timeout`, the seconds to wait for a connection
-    (30.0; None waits for ever). True, or no such key, means all defaults, and False means no pool. The other OPTIONS
+    (30.0; None waits forever). True, or no such key, means all defaults, and False means no pool. The other OPTIONS
     are for `pymysql.connect()`.
     """
 
