@@ -48,11 +48,11 @@ OPTIONS: dict[str, Any] = {
     "connect_timeout": 2,
     "read_timeout": 20,
 }
-#: Seconds before a fault, and the longest that commits may stay away before it is given up.
+#: Seconds before a fault, and the longest time without a commit before the run gives up.
 CALM, PATIENCE = 2.0, 40.0
 PAUSE = 0.02
 HEAD = """\
-| fault | longest gap, s | a raw connection's | confirmed | errors, by code | opened, by node | idle, writer back | after `drain()` |
+| fault | longest gap, s | a raw connection's | confirmed | errors, by code | opened, by node | idle when the writer is back | after `drain()` |
 |---|---:|---:|---:|---|---|---|---|"""  # noqa: E501  a table's head is one line
 GOOD = """\
 On each node the sum of the balances stayed the same, every confirmed transfer was found, and no refused one was. No
@@ -64,7 +64,7 @@ CUTS, LIFETIME = 30, 5.0
 
 
 class Teller:
-    """Who transfers money, and writes down what came of it."""
+    """Transfers money, and records the outcome."""
 
     keys = itertools.count(1)
 
@@ -85,7 +85,7 @@ class Teller:
         cursor.execute("insert into transfers values (%s)", (key,))
 
     def note(self, key: int, error: pymysql.Error, *, is_unknown: bool) -> None:
-        """Write down that a transfer has failed, or may have."""
+        """Record that a transfer has failed, or may have."""
         code = error.args[0] if isinstance(error, pymysql.OperationalError) else type(error).__name__
         if isinstance(error, GetConnectionFromPoolError):
             code = "GetConnectionFromPoolError"
@@ -93,13 +93,13 @@ class Teller:
         (self.unknown if is_unknown else self.refused).append(key)
 
     def confirm(self, key: int) -> None:
-        """Write down that a transfer is committed."""
+        """Record that a transfer is committed."""
         self.confirmed.append(key)
         self.commits.append(time.monotonic())
 
 
 class PoolTeller(Teller):
-    """One that borrows from the pool."""
+    """A teller that borrows from the pool."""
 
     def work(self, pool: ConnectionPool, over: threading.Event) -> None:
         """Make transfers until it is over."""
@@ -119,17 +119,17 @@ class PoolTeller(Teller):
 
 
 class Hesitant(PoolTeller):
-    """One that gives up every other transfer, in one way or the other, when all of it is written."""
+    """A teller that gives up every other transfer, in one of several ways, after it is written."""
 
     def transfer(self, cursor: Any, key: int) -> None:
-        """Move money, and raise at every other time."""
+        """Move money, and raise every other time."""
         super().transfer(cursor, key)
         if key % 2:
             raise pymysql.ProgrammingError(0, "changed its mind")
 
 
 class RawTeller(Teller):
-    """One with a connection of its own, which it replaces after each error."""
+    """A teller with a raw connection of its own, which it replaces after each error."""
 
     def work(self, options: dict[str, Any], over: threading.Event) -> None:
         """Make transfers until it is over."""
@@ -156,7 +156,7 @@ class RawTeller(Teller):
 
 
 class LookingCursor(pymysql.cursors.Cursor):
-    """A cursor that writes down which keys were there before it could insert them."""
+    """A cursor that records which keys were already there when it inserted them."""
 
     found: ClassVar[list[int]] = []
 
@@ -169,7 +169,7 @@ class LookingCursor(pymysql.cursors.Cursor):
 
 
 class RecipeTeller:
-    """One that transfers money with the recipe, as it is printed, and writes down why it was tried again."""
+    """A teller that transfers money with the published recipe, and records why it was tried again."""
 
     def __init__(self, pool: ConnectionPool) -> None:
         text = RECIPES.read_text(encoding="utf-8")
@@ -198,12 +198,12 @@ class RecipeTeller:
                 self.done.append(job)
 
     def unknown(self) -> set[int]:
-        """The keys of transfers that were of unknown outcome at some time."""
+        """The keys of transfers whose outcome was unknown at some time."""
         return {key for key, error in self.failures if getattr(error, "outcome_unknown", False)}
 
 
 class Fault:
-    """What goes wrong, and how it is healed."""
+    """A fault, and how it is repaired."""
 
     def __init__(self, name: str, strike: Callable[[], object], heal: Callable[[], object]) -> None:
         self.name = name
@@ -212,7 +212,7 @@ class Fault:
 
 
 def faults(nodes: list[Node], proxy: HAProxy) -> Iterator[Fault]:
-    """The faults, one after the other; all strike the writer."""
+    """The faults, in order."""
     writer, *others = nodes
 
     def restart() -> None:
@@ -292,7 +292,7 @@ def run(nodes: list[Node], proxy: HAProxy) -> tuple[list[str], list[str]]:
 
 
 def where(pool: ConnectionPool, nodes: list[Node]) -> list[int]:
-    """On which nodes the pool's sessions are, all of them borrowed for a moment."""
+    """The number of the pool's sessions on each node. Borrows all of them for a moment."""
     connections = [pool.get_connection(timeout=10) for _ in range(PLACES)]
     ports = []
     for connection in connections:
@@ -304,7 +304,7 @@ def where(pool: ConnectionPool, nodes: list[Node]) -> list[int]:
 
 
 def try_again(nodes: list[Node], proxy: HAProxy) -> tuple[str, list[str]]:
-    """Run the recipe while sessions are cut and the writer is killed; return what to tell of it and what is wrong."""
+    """Run the recipe while sessions are cut and the writer is killed; return the page's text, and what is wrong."""
     writer, *others = nodes
     expected = dict(writer.run("select id, balance from bank.accounts"))
     pool = ConnectionPool(PLACES, "bank", port=proxy.ports["pool"], cursorclass=LookingCursor, **OPTIONS)
@@ -358,7 +358,7 @@ each account has the balance that follows from these transfers. The outcome of {
 
 
 def move_back(nodes: list[Node], proxy: HAProxy) -> tuple[str, list[str]]:
-    """Let the writer return to a pool that is not drained; return what to tell of it and what is wrong."""
+    """Let the writer return to a pool that is not drained; return the text for the page, and what is wrong."""
     writer = nodes[0]
     pool = ConnectionPool(PLACES, "bank", port=proxy.ports["pool"], con_lifetime=LIFETIME, **OPTIONS)
     writer.set_global("read_only", "1")
@@ -384,7 +384,7 @@ while the writer was read-only. {took:.1f} s after it was writable again, they w
 
 
 def reset_on(nodes: list[Node], _: HAProxy) -> tuple[str, list[str]]:
-    """Let a node leave between a session's opening and its first reset; return what to tell of it and what is wrong."""
+    """Let a node leave between a session's opening and its first reset; return the page's text, and what is wrong."""
     node, *_, last = nodes
     with ConnectionPool(1, "bank", port=node.port, **OPTIONS) as pool:
         last.signal(signal.SIGTERM)
@@ -441,7 +441,7 @@ def found_bank(node: Node) -> None:
 
 
 def wait_for_commits(tellers: list[PoolTeller], raw: RawTeller, since: float) -> None:
-    """Return when all that stand still have committed again, after the cluster has had time to notice the fault."""
+    """Return when all stalled tellers have committed again, after the cluster has had time to notice the fault."""
     time.sleep(CALM)
     deadline = since + PATIENCE
     while time.monotonic() < deadline:
@@ -459,7 +459,7 @@ def longest(times: list[float]) -> float:
 
 
 def check(nodes: list[Node], tellers: list[Any]) -> list[str]:
-    """What is wrong with the books."""
+    """Check the tables, and return what is wrong."""
     wrong: list[str] = []
     for node in nodes:
         [(total,)] = node.run("select sum(balance) from bank.accounts")
