@@ -1,4 +1,4 @@
-"""What tests share: a real server for the session, and pools on it that are closed after each test."""
+"""Shared fixtures: a real server for the test session, and pools on it that are closed after each test."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def admin(server: Server) -> Iterator[Admin]:
-    """A plain connection beside the pool's, with autocommit."""
+    """A PyMySQL connection outside the pool, with autocommit."""
     # Without TLS, for which PyMySQL would build a context for every test.
     with pymysql.connect(**server.connect_kwargs, autocommit=True, ssl_disabled=True) as connection:
         yield connection
@@ -45,12 +45,12 @@ def admin(server: Server) -> Iterator[Admin]:
 
 @pytest.fixture
 def database(admin: Admin) -> Iterator[str]:
-    """The name of a schema that only this test has."""
+    """The name of a schema for this test alone."""
     name = f"pymysqlpool_{uuid.uuid4().hex}"
     with admin.cursor() as cursor:
         cursor.execute(f"create database {name}")
         yield name
-        # A test that has failed may have left a session there, with a lock on which the drop would wait for ever.
+        # A failed test may have left a session there, with a lock for which the drop would wait forever.
         cursor.execute("select id from information_schema.processlist where db = %s", (name,))
         for (session,) in cursor.fetchall():
             with suppress(pymysql.Error):
@@ -60,7 +60,7 @@ def database(admin: Admin) -> Iterator[str]:
 
 @pytest.fixture
 def make_pool(server: Server, database: str) -> Iterator[MakePool]:
-    """Make pools on the test's own schema; keywords go before what is filled in here."""
+    """Make pools on the test's own schema; keywords override the defaults that are filled in here."""
     with ExitStack() as stack:
 
         def make(**kwargs: Any) -> pymysqlpool.ConnectionPool:
@@ -72,7 +72,7 @@ def make_pool(server: Server, database: str) -> Iterator[MakePool]:
 
 @pytest.fixture(scope="module")
 def tls_server() -> Iterator[Server]:
-    """A server with a certificate, for this file alone."""
+    """A server with a certificate, for one test file."""
     with running_server(tls=True) as found:
         if found.ca is None:
             pytest.skip("nothing is known of the certificate of a server that runs already")
@@ -81,7 +81,7 @@ def tls_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def scene(server: Server, on_mariadb: bool) -> Iterator[Scene]:
-    """A schema with all that borrowers leave things in."""
+    """A schema with everything that the deeds of `leftovers.py` need."""
     with Scene(server, on_mariadb=on_mariadb).set_up() as scene:
         yield scene
 
@@ -97,7 +97,7 @@ def table(admin: Admin, database: str) -> str:
 
 @pytest.fixture
 def numbers(admin: Admin, table: str) -> Numbers:
-    """Tell what has been committed to the table."""
+    """Return the committed rows of the table."""
 
     def committed() -> list[int]:
         with admin.cursor() as cursor:
@@ -144,14 +144,14 @@ def protocol_proxy(server: Server) -> Iterator[ProtocolProxy]:
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads beside the test's own."""
+    """Additional threads."""
     with ThreadPoolExecutor(12) as executor:
         yield executor
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of the test, in place of the machine's; it stands still."""
+    """A clock that the test sets, in place of the real one; it stands still."""
     clock = Clock()
     set_clock(monkeypatch, clock)
     return clock
@@ -159,7 +159,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def running_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of the test, which goes on where a thread waits."""
+    """A clock that the test sets, and that also runs, for tests in which threads wait."""
     clock = Clock(runs=True)
     set_clock(monkeypatch, clock)
     return clock
@@ -189,7 +189,7 @@ def on_mysql(on_mariadb: bool) -> bool:
 
 @pytest.fixture
 def control_c() -> Iterator[None]:
-    """Let SIGINT raise KeyboardInterrupt also where it was ignored at the start, as in a job in the background."""
+    """Let SIGINT raise KeyboardInterrupt even if it was ignored at the start, as in a background job."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -197,7 +197,7 @@ def control_c() -> Iterator[None]:
 
 @pytest.fixture
 def switch_often() -> Iterator[None]:
-    """Let threads take turns as often as can be."""
+    """Let the interpreter switch threads as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield

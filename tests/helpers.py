@@ -1,4 +1,4 @@
-"""What the tests of faults share: conditions that come true elsewhere, threads, and programs of their own."""
+"""Shared helpers: waiting for conditions, clocks, sessions, threads, and separate programs."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ Numbers = Callable[[], "list[int]"]
 Add = Callable[[Any, int], None]
 
 SECRET = "correct-horse-battery"  # noqa: S105  nobody's
-# No test waits for so long; it stands where a borrower that hangs would wait for ever.
+# No test waits for so long; it is the limit where a borrower that hangs would otherwise wait forever.
 GENEROUS = 10.0
-# Python warns from 3.12 on that a fork beside other threads may deadlock.
+# From 3.12 on Python warns that a fork in a process with other threads may deadlock.
 FORK_AND_THREADS = ".*multi-threaded, use of fork"
 
 
 class Boom(Exception):
-    """The application's own failure."""
+    """An exception of the application."""
 
 
 def skip_where_the_interpreter_prints() -> None:
-    """Skip what leaves a connection borrowed at the end of a free-threaded interpreter.
+    """Skip a test that leaves a connection borrowed at the exit of a free-threaded interpreter.
 
-    Python 3.13 prints "Exception ignored" of its own `socket.py` there, for a connection without a pool too.
+    Python 3.13 prints "Exception ignored" from its own `socket.py` there, even for a connection without a pool.
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         pytest.skip("the interpreter itself prints at its end")
 
 
 def eventually(condition: Callable[[], object], pause: float = 0.002) -> None:
-    """Return as soon as `condition()` holds, where the server, the network or another thread's wait give no event.
+    """Return as soon as `condition()` is true; for servers, networks and waiting threads, which give no event.
 
-    It is asked every `pause` seconds.
+    It is checked every `pause` seconds.
     """
     deadline = time.perf_counter() + 30
     while not condition():
@@ -65,7 +65,7 @@ def eventually(condition: Callable[[], object], pause: float = 0.002) -> None:
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float]) -> None:
-    """Let the pool, which has the function by its name, and the test go by `clock`."""
+    """Let the package, whose modules import `monotonic` by name, and the test use `clock`."""
     for module in ("time", *(f"pymysqlpool.{name}" for name in ("pool", "place", "places", "session", "wire"))):
         monkeypatch.setattr(f"{module}.monotonic", clock)
 
@@ -88,7 +88,7 @@ class Clock:
 
 
 def ask(connection: Any, sql: str, *args: object) -> Any:
-    """All rows."""
+    """Run a query and return all rows."""
     with connection.cursor() as cursor:
         cursor.execute(sql, args or None)
         return cursor.fetchall()
@@ -105,7 +105,7 @@ def run(connection: Any, *statements: str) -> Any:
 
 
 def running(*statements: str) -> Deed:
-    """What a borrower does who runs these statements."""
+    """Return a function that runs these statements."""
 
     def deed(connection: Any) -> None:
         for statement in statements:
@@ -120,7 +120,7 @@ def raise_if(error: BaseException | type[BaseException] | None) -> None:
 
 
 def check_answers(pool: pymysqlpool.ConnectionPool) -> int:
-    """Borrow, get the right answer, and return whose session it is."""
+    """Borrow, check that the reply is the right one, and return the session's id."""
     unique = uuid.uuid4().hex
     with pool.connection() as connection:
         assert ask(connection, f"select '{unique}'") == ((unique,),)
@@ -140,7 +140,7 @@ def sessions(admin: Admin, database: str) -> set[int]:
 
 
 def kill(admin: Admin, ids: set[int]) -> None:
-    """End these sessions, and return when the server has let go of them."""
+    """Kill these sessions, and return when the server has ended them."""
     with admin.cursor() as cursor:
         for number in ids:
             cursor.execute(f"kill {number}")
@@ -154,7 +154,7 @@ def kill(admin: Admin, ids: set[int]) -> None:
 
 
 def session_of(connection: Any) -> int:
-    """The server's id of the session, from the server."""
+    """The id of the session, as queried from the server."""
     with connection.cursor() as cursor:
         cursor.execute("select connection_id()")
         number: int = cursor.fetchone()[0]
@@ -162,7 +162,7 @@ def session_of(connection: Any) -> int:
 
 
 def borrow_all(pool: pymysqlpool.ConnectionPool) -> set[int]:
-    """Borrow all places of a pool at once, use each, return them, and tell the sessions."""
+    """Borrow all places of a pool at once, use each, return them, and return the ids of the sessions."""
     connections = [pool.get_connection(timeout=0) for _ in range(pool.maxsize)]
     ids = {session_of(connection) for connection in connections}
     for connection in connections:
@@ -171,7 +171,7 @@ def borrow_all(pool: pymysqlpool.ConnectionPool) -> set[int]:
     return ids
 
 
-# The ways in which a borrower returns a connection; each tells which session it had.
+# The ways in which a borrower returns a connection; each function returns the session's id.
 
 
 def by_close(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
@@ -203,13 +203,13 @@ def by_exception(pool: pymysqlpool.ConnectionPool, deed: Deed) -> int:
 
 @contextmanager
 def one_thread(name: str = "other") -> Iterator[ThreadPoolExecutor]:
-    """A thread beside the test's own, the same one for each job."""
+    """An additional thread, the same one for each job."""
     with ThreadPoolExecutor(1, thread_name_prefix=name) as executor:
         yield executor
 
 
 def run_as_program(file: str, *arguments: object, patched: bool = False) -> tuple[int, str, str]:
-    """Run a test's file as a program of its own, under gevent's patches or not; return its status and output."""
+    """Run a test file as a separate program, with or without gevent's patches; return its status and output."""
     command = [sys.executable, *(["-m", "gevent.monkey"] if patched else []), file, *map(json.dumps, arguments)]
     path = os.pathsep.join(filter(None, [str(Path(file).parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path}
@@ -218,7 +218,7 @@ def run_as_program(file: str, *arguments: object, patched: bool = False) -> tupl
 
 
 def program_arguments() -> list[Any]:
-    """What `run_as_program` was given."""
+    """The arguments that `run_as_program` has passed."""
     return [json.loads(argument) for argument in sys.argv[1:]]
 
 
@@ -253,7 +253,7 @@ def by_fork(job: Callable[[], object]) -> int:
 
 
 def refuses_after_fork(handle: pymysqlpool.Connection) -> None:
-    """A handle of the parent's says so in the child, and its end does nothing."""
+    """Whether a handle of the parent raises PoolError in the child, and closing it does nothing."""
     for use in (handle.cursor, handle.ping, handle.commit, lambda: handle.query("select 1"), handle.connect):
         with pytest.raises(pymysqlpool.PoolError, match="before the fork"):
             use()

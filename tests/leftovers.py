@@ -39,7 +39,7 @@ class Leak(NamedTuple):
 
 
 def ask_or_code(connection: Any, sql: str) -> Any:
-    """All rows, or the code of the error that came in their place."""
+    """All rows, or the code of the error that was raised instead."""
     try:
         with connection.cursor() as cursor:
             cursor.execute(sql)
@@ -82,7 +82,7 @@ def transaction_of(connection: Any, admin: Admin) -> Any:
 
 
 def level_of_next_transaction(connection: Any, admin: Admin) -> Any:
-    """Whether a new row shows in a transaction that has read the table already."""
+    """Whether a transaction that has already read the table sees a new row."""
     script("start transaction;\nselect count(*) from news")(connection)
     before = ask_or_code(connection, "select count(*) from news")
     script(f"insert into {connection.db.decode()}.news values (1)")(admin)
@@ -99,10 +99,10 @@ def metadata_lock(connection: Any, admin: Admin) -> Any:
 
 
 def leave_unread(sql: str) -> Deed:
-    """Read nothing, or not all, of what comes."""
+    """Read none or only some of the rows."""
 
     def deed(connection: Any) -> None:
-        # Kept with the connection: a cursor that goes would read the rest.
+        # Kept with the connection: a cursor that is finalized would read the rest.
         connection.left = cursor = connection.cursor(SSCursor if "seq" in sql else None)
         cursor.execute(sql)
         cursor.fetchone()
@@ -128,7 +128,7 @@ OFF = {"autocommit": False}
 NO_DATABASE = {"database": None}
 
 
-# 0x60 is a backtick to who does not know the charset, and here the half of a letter.
+# 0x60 is a backtick in ASCII, but here it is the second byte of a character.
 GBK = {"charset": "gbk"}
 
 
@@ -153,7 +153,7 @@ SETS_IN_PASSING = [
 ]
 
 
-# What can be done in a stored procedure too, and there is done once more.
+# Statements that are run once more in a stored procedure.
 IN_SQL = {
     "transaction": Leak("start transaction;\ninsert into t values (1)", transaction_of, ON, outside=True),
     "transaction by select": Leak("select * from t", transaction_of, OFF, outside=True),
@@ -267,7 +267,7 @@ RENEWAL = 0.11
 
 
 class Scene:
-    """A schema with all that the deeds need, which stays as they leave it, and PyMySQL's own connections to it."""
+    """A schema with everything that the deeds need, which is not cleaned after them, and PyMySQL connections to it."""
 
     def __init__(self, server: Server, *, on_mariadb: bool) -> None:
         self.connect_kwargs = server.connect_kwargs
@@ -284,16 +284,16 @@ class Scene:
         return leak.only in ("", self.here)
 
     def deed(self, leak: Leak) -> Deed:
-        """What a borrower does."""
+        """Return the function that a borrower runs."""
         return script(self.filled(leak.deed)) if isinstance(leak.deed, str) else leak.deed
 
     def filled(self, sql: str) -> str:
-        """The statement with the names that belong here."""
+        """The statement with this schema's names filled in."""
         return sql.replace("{schema}", self.schema).replace("{role}", self.role)
 
     @contextmanager
     def set_up(self) -> Iterator[Scene]:
-        """Make it all, and take it away."""
+        """Create the schema and its users, and drop them at the end."""
         with closing(self.connect(database=None, autocommit=True)) as admin:
             script(f"create database {self.schema};\nuse {self.schema};\ncreate role {self.role}")(admin)
             if self.here == "mysql":

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 COM_RESET_CONNECTION = 0x1F
-#: The bit of the status that tells of a change in the session.
+#: The status flag that reports a change to the session.
 STATE_CHANGED = 0x4000
 
 OK = b"\x00\x00\x00\x02\x00\x00\x00"
@@ -28,7 +28,7 @@ def error_packet(code: int, text: str, state: str = "HY000") -> bytes:
 
 
 class Command(NamedTuple):
-    """What a client has asked for."""
+    """A command of a client."""
 
     code: int
     text: bytes
@@ -126,9 +126,8 @@ class Backend:
 class ProtocolProxy:
     """Stand between clients and the server at `host:port`, from `with` to the end of the block.
 
-    It has a thread for each client, and waits for the reply to a command before it passes the next one on. The plain
-    attributes are hooks, which may be set at any time and count for what happens from then on; each is called in the
-    client's thread.
+    It has a thread for each client, and waits for the reply to a command before it passes the next one on. The public
+    attributes are hooks, which may be set at any time and apply from then on; each is called in the client's thread.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -178,7 +177,7 @@ class ProtocolProxy:
         self._flows.clear()
 
     def let_go(self) -> None:
-        """Let them go on."""
+        """Pass the held replies on."""
         self._flows.set()
 
     def _accept(self) -> None:
@@ -230,7 +229,7 @@ class ProtocolProxy:
         server.read()
         server.write(response, first=1)
         while (packet := server.read()[1])[0] != 0:
-            if packet[0] == 0xFE:  # another way to log in, which asks for the password in its own way
+            if packet[0] == 0xFE:  # an authentication switch, which needs the password
                 server.write(b"", first=3)
 
     def _change(self, greeting: bytes) -> bytes:
@@ -251,7 +250,7 @@ class ProtocolProxy:
                     break
                 for stream in streams:
                     if stream.sock in ready:
-                        number, packet = stream.read()  # a parting word, or the end
+                        number, packet = stream.read()  # an error packet before the end, or the end
                         client.write(packet, first=number)
             packet = client.read()[1]
             command = Command(packet[0], packet[1:], client.is_behind)
@@ -282,7 +281,7 @@ def in_transaction(reply: list[bytes]) -> bool:
 
 
 def without_tracking(reply: list[bytes]) -> list[bytes]:
-    """The reply, with no word on changes in the session in its OK packets."""
+    """The reply, without reports of changes to the session in its OK packets."""
     return [_clear(packet) if packet[0] == 0 and len(packet) >= 7 else packet for packet in reply]
 
 

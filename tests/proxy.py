@@ -1,4 +1,4 @@
-"""A TCP proxy in this process that can be slow, deaf, rude or gone, or hold back what the server says."""
+"""A TCP proxy in this process that can delay, drop or hold back data, send garbage, or cut connections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Proxy:
     """Stand between clients and the server at `host:port`; one thread runs it, from `with` to the end of the block.
 
-    The plain attributes may be set at any time and count for what happens from then on.
+    The public attributes may be set at any time and apply from then on.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -56,15 +56,15 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """How many connections go through it now."""
+        """The number of connections that go through it now."""
         return len(self._links)
 
     def cut(self) -> None:
-        """Close all connections now, both ways, what is on its way included."""
+        """Close all connections now, in both directions, and drop data that is on its way."""
         self._run(self._drop())
 
     def reset(self) -> None:
-        """Cut with an RST in place of a FIN."""
+        """Cut with an RST instead of a FIN."""
         self._run(self._drop(struct.pack("ii", 1, 0)))
 
     def garbage(self, data: bytes) -> None:
@@ -116,7 +116,7 @@ class Proxy:
         server_reader: asyncio.StreamReader,
         server: asyncio.StreamWriter,
     ) -> None:
-        """Let the two talk to the end."""
+        """Pass data between the two until the end."""
         self._links[client] = server
         await asyncio.gather(self._pump(client_reader, server), self._pump(server_reader, client))
         for writer in client, server:
@@ -125,9 +125,9 @@ class Proxy:
         del self._links[client]
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass on what comes, each chunk at its time, and the end too."""
+        """Pass on the data, each chunk when it is due, and the end of the stream."""
         due = 0.0
-        with suppress(OSError):  # a reset is an end like any other
+        with suppress(OSError):  # a connection reset is treated like any other end
             while data := await reader.read(65536):
                 if not self.deaf:
                     due = self._due_after(due)
@@ -135,12 +135,12 @@ class Proxy:
         self._loop.call_at(self._due_after(due), writer.close)
 
     def _due_after(self, last: float) -> float:
-        """When what has come now is due; strictly after the last, for the loop keeps no order between equal times."""
+        """When the data that has come now is due: strictly after the last, as the loop does not order equal times."""
         return max(self._loop.time() + self.delay, math.nextafter(last, math.inf))
 
 
 class Dam(Proxy):
-    """A network that can hold back what the server says, on the connections that there are at that time."""
+    """A network that can hold back what the server sends, on the connections that exist at that time."""
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(host, port)
@@ -152,11 +152,11 @@ class Dam(Proxy):
         self._were_behind: set[asyncio.StreamWriter] = set()
 
     def hold(self) -> None:
-        """Hold back what comes from now on, the end included."""
+        """Hold back everything that comes from now on, including the end of the stream."""
         self._run(self._hold())
 
     def let_go(self) -> None:
-        """Let what was held back go on, and what follows."""
+        """Pass on what was held back, and what follows."""
         self._run(self._detach_session())
 
     async def _listen(self) -> None:
@@ -165,7 +165,7 @@ class Dam(Proxy):
 
     @property
     def is_rid_of_held(self) -> bool:
-        """Whether the connections that there were at the last `hold()` are gone."""
+        """Whether the connections that existed at the last `hold()` are closed."""
         return not self._were_behind & set(self._links)
 
     async def _hold(self) -> None:

@@ -1,4 +1,4 @@
-"""A MariaDB or MySQL server for tests, demo and benchmarks: one that runs already, or a throwaway one."""
+"""A MariaDB or MySQL server for tests, demo and benchmarks: one that is already running, or a throwaway one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ServerNotFound(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server listens, and the means to stop it if it is ours."""
+    """The address of a server, with the means to stop it if the tests have started it."""
 
     host: str
     port: int
@@ -51,21 +51,21 @@ class Server:
 
     @property
     def supports_faults(self) -> bool:
-        """Whether it is ours, so that it may be stopped."""
+        """Whether the tests have started it, so that they may stop it."""
         return self.process is not None
 
     @property
     def pid(self) -> int | None:
-        """The process id, None where it is not ours or does not run."""
+        """The process id; None if the tests have not started it, or it is not running."""
         return self.process.process.pid if self.process and self.process.process else None
 
     def start(self) -> None:
-        """Start it on its port and data, and return when it listens."""
+        """Start it on its port with its data, and return when it listens."""
         assert self.process
         self.process.start()
 
     def stop(self) -> None:
-        """Shut it down in good order, and return when it has ended; nothing happens where it does not run."""
+        """Shut it down cleanly, and return when it has ended. Does nothing if it is not running."""
         assert self.process
         self.process.stop()
 
@@ -77,7 +77,7 @@ class Server:
 
 @contextmanager
 def running_server(*, tls: bool = False) -> Iterator[Server]:
-    """Yield the server that MYSQL_HOST or MYSQL_PORT names, else a throwaway one that is gone afterwards."""
+    """Yield the server that MYSQL_HOST or MYSQL_PORT selects, or a throwaway one that is removed afterwards."""
     if "MYSQL_HOST" in os.environ or "MYSQL_PORT" in os.environ:
         yield Server(
             host=os.environ.get("MYSQL_HOST", "127.0.0.1"),
@@ -100,9 +100,9 @@ def running_server(*, tls: bool = False) -> Iterator[Server]:
 
 @contextmanager
 def _watched_folder() -> Iterator[str]:
-    """A folder for a server. Neither is left when this process is terminated, in whatever way."""
-    # The watchdog waits for the end of a pipe that only this process has open. A parent-death signal would not do: the
-    # server loses it when it becomes another user.
+    """A folder for a server. Both are removed when this process ends, in whatever way."""
+    # The watchdog waits for the end of a pipe that only this process has open. A parent-death signal is not enough: the
+    # server loses it when it switches to another user.
     watchdog = [sys.executable, str(Path(__file__).with_name("watchdog.py"))]
     with (
         tempfile.TemporaryDirectory(prefix="pymysqlpool-") as folder,
@@ -122,7 +122,7 @@ def _make_server(folder: Path, log: IO[bytes], *, tls: bool) -> Server:
 
     common = ["--no-defaults", f"--datadir={folder / 'data'}", f"--tmpdir={folder}"]
     if os.getuid() == 0:
-        # What lets everybody in as its root must not run as the machine's root.
+        # A server whose root account has no password must not run as the machine's root.
         shutil.chown(folder, "mysql")
         common.append("--user=mysql")
     if on_mariadb:
@@ -148,8 +148,8 @@ def _make_server(folder: Path, log: IO[bytes], *, tls: bool) -> Server:
         f"--secure-file-priv={folder}",
         "--local-infile=ON",
         "--max-connections=2000",
-        "--host-cache-size=0",  # tests break handshakes, and a server that keeps count would block this host
-        # Quick rather than safe: its data need not outlive a crash.
+        "--host-cache-size=0",  # tests break handshakes, and a server that counts these would block this host
+        # Quick rather than safe: its data need not survive a crash.
         "--skip-log-bin",
         "--innodb-buffer-pool-size=64M",
         "--innodb-doublewrite=OFF",
@@ -166,7 +166,7 @@ def _make_server(folder: Path, log: IO[bytes], *, tls: bool) -> Server:
 
 
 def _find(*names: str) -> str | None:
-    """Return the first of these programs that is there, also where an ordinary user's PATH does not look."""
+    """Return the first of these programs that exists, even in folders outside an ordinary user's PATH."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/usr/libexec"])
     return next(filter(None, (shutil.which(name, path=path) for name in names)), None)
 

@@ -36,7 +36,7 @@ def test_a_connection_that_is_too_old_is_replaced_when_borrowed(
 def test_a_connection_that_is_too_old_is_closed_when_returned(
     make_pool: MakePool, clock: Clock, admin: Admin, database: str
 ) -> None:
-    """A connection that has become too old while it was borrowed works to the end of the loan, and is closed then."""
+    """A connection that becomes too old while it is borrowed works until it is returned, and is closed then."""
     pool = make_pool(size=1, con_lifetime=100)
     connection = pool.get_connection()
     clock.advance(1000)
@@ -56,13 +56,13 @@ def test_no_lifetime(make_pool: MakePool, clock: Clock, forever: float | None) -
 
 
 def test_jitter(make_pool: MakePool, clock: Clock) -> None:
-    """Connections opened together live for nine tenths of the lifetime to all of it, and do not expire together."""
+    """Connections opened together live for 90 to 100 % of the lifetime, and do not expire together."""
     pool = make_pool(size=40, con_lifetime=1000)
     before = borrow_all(pool)
     clock.advance(900)
     assert sessions_kept(pool, before) == 40
     clock.advance(50)
-    assert 0 < sessions_kept(pool, before) < 40  # but for one time in 2 ** 39
+    assert 0 < sessions_kept(pool, before) < 40  # fails by chance once in 2 ** 39 runs
     clock.advance(50)
     assert sessions_kept(pool, before) == 0
 
@@ -83,7 +83,7 @@ def test_jitter(make_pool: MakePool, clock: Clock) -> None:
 def test_idle_connections_above_size_are_closed(
     make_pool: MakePool, clock: Clock, *, admin: Admin, database: str, options: dict[str, Any], rest: float, left: int
 ) -> None:
-    """A return closes connections above `size` that have rested for `idle_timeout`, by default ten minutes."""
+    """A return closes connections above `size` that have been idle for `idle_timeout`, by default ten minutes."""
     pool = make_pool(size=2, maxsize=4, **options)
     before = borrow_all(pool)
     clock.advance(rest)
@@ -94,7 +94,7 @@ def test_idle_connections_above_size_are_closed(
 
 
 def test_idle_connections_up_to_size_stay(make_pool: MakePool, clock: Clock) -> None:
-    """Connections up to `size` may rest for as long as they live."""
+    """Connections up to `size` may be idle for their whole lifetime."""
     pool = make_pool(size=3, maxsize=3, idle_timeout=5)
     before = borrow_all(pool)
     clock.advance(1000)
@@ -103,7 +103,7 @@ def test_idle_connections_up_to_size_stay(make_pool: MakePool, clock: Clock) -> 
 
 
 def test_as_many_sessions_are_closed_as_are_too_many(make_pool: MakePool, clock: Clock) -> None:
-    """A place without a session is no session that could be closed, and does not stand for one."""
+    """A place without a session is not counted as an idle session to be closed."""
     pool = make_pool(size=1, maxsize=4, idle_timeout=5)
     lent = [pool.get_connection() for _ in range(3)]
     for connection in lent:
@@ -115,7 +115,7 @@ def test_as_many_sessions_are_closed_as_are_too_many(make_pool: MakePool, clock:
 
 
 def test_what_is_in_use_is_not_idle(make_pool: MakePool, clock: Clock) -> None:
-    """The rest counts from the return, and connections that are lent are not closed, however long that takes."""
+    """Idle time counts from the return, and borrowed connections are not closed, however long they are borrowed."""
     pool = make_pool(size=1, maxsize=3, idle_timeout=5)
     lent = [pool.get_connection() for _ in range(3)]
     clock.advance(100)
@@ -131,7 +131,7 @@ def test_what_is_in_use_is_not_idle(make_pool: MakePool, clock: Clock) -> None:
 
 
 def test_drain(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """`drain()` retires idle connections at once, borrowed ones when they come back, and none that is opened later."""
+    """`drain()` closes idle connections at once, borrowed ones on return, and none that is opened later."""
     pool = make_pool(size=3)
     before = borrow_all(pool)
     lent = pool.get_connection()
@@ -150,7 +150,7 @@ def test_drain(make_pool: MakePool, admin: Admin, database: str) -> None:
 
 
 def test_a_borrower_is_quicker_than_the_drain(make_pool: MakePool) -> None:
-    """An idle connection that is borrowed in the moment in which it was to be retired is the borrower's."""
+    """An idle connection that is borrowed at the moment when `drain()` would close it goes to the borrower."""
     pool = make_pool(size=1)
     lent = []
 
@@ -165,7 +165,7 @@ def test_a_borrower_is_quicker_than_the_drain(make_pool: MakePool) -> None:
 
 
 def test_drain_while_one_waits(make_pool: MakePool) -> None:
-    """Who waits for a connection that has been drained gets a new one when it comes back."""
+    """A thread that waits while the borrowed connection is drained gets a new one when that is returned."""
     pool = make_pool(size=1)
     lent = pool.get_connection()
     before = lent.server_thread_id[0]
@@ -186,7 +186,7 @@ def test_drain_while_one_waits(make_pool: MakePool) -> None:
 
 
 def test_no_thread_of_its_own(make_pool: MakePool, clock: Clock, admin: Admin, database: str) -> None:
-    """A pool runs no thread: where nobody calls it nothing ages, and all is caught up with at the next call."""
+    """A pool has no thread: nothing is closed until the next call, which does all the maintenance that is due."""
     threads = threading.enumerate()
     pool = make_pool(size=1, maxsize=2, con_lifetime=100, idle_timeout=5)
     before = borrow_all(pool)

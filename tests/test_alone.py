@@ -73,7 +73,7 @@ def test_alone_execute_query_commits(alone: Connection, numbers: Numbers, table:
 
 
 def test_alone_two_threads_are_not_told_apart(alone: Connection) -> None:
-    """Without a pool a connection that another thread has opened and used is used as PyMySQL's is."""
+    """Without a pool a connection that another thread has opened and used can be used, as PyMySQL's can."""
     assert alone.execute_query("select 1") == ((1,),)
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(alone.execute_query, "select 2", return_one=True).result() == (2,)
@@ -90,7 +90,7 @@ def test_alone_what_only_an_open_connection_has_is_missing() -> None:
 
 
 def test_an_attribute_of_an_object_that_was_never_initialized() -> None:
-    """It is not there, as with PyMySQL."""
+    """It raises AttributeError, as with PyMySQL."""
     assert not hasattr(pymysqlpool.Connection.__new__(pymysqlpool.Connection), "decoders")
 
 

@@ -1,4 +1,4 @@
-"""What a program may pass, under which names and with which defaults, and how a bad argument is refused."""
+"""The arguments that a program may pass, their names and defaults, and how a bad argument is refused."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_default_name(kwargs: dict[str, Any], name: str) -> None:
 
 
 def test_private_names_that_programs_reach_for(make_pool: MakePool, database: str) -> None:
-    """`pool._pool` is a `queue.Queue`, `conn._pool` the pool, `args` and `kwargs` what a connection was made with."""
+    """`pool._pool` is a `queue.Queue`, `conn._pool` the pool, `args` and `kwargs` the connection's arguments."""
     pool = make_pool()
     assert isinstance(pool._pool, queue.Queue)
     assert pool._pool.qsize() == 2
@@ -107,7 +107,7 @@ def test_private_names_that_programs_reach_for(make_pool: MakePool, database: st
 
 
 def test_all_of_size_is_opened_at_once(make_pool: MakePool) -> None:
-    """Unless told otherwise the constructor opens `size` connections, and `maxsize` is `size`."""
+    """By default the constructor opens `size` connections, and `maxsize` is `size`."""
     pool = make_pool(size=3)
     assert (pool.total_num, pool.maxsize, pool.size()) == (3, 3, 3)
 
@@ -137,7 +137,7 @@ def test_all_of_size_is_opened_at_once(make_pool: MakePool) -> None:
     ],
 )
 def test_a_bad_argument_is_told_at_once(kwargs: dict[str, Any], error: type[Exception], named: str) -> None:
-    """A constructor's bad argument is told by name, before a server is asked for."""
+    """The error for a bad argument of the constructor names it, and is raised before connecting."""
     with pytest.raises(error, match=rf"\b{named}\b"):
         ConnectionPool(**{"size": 2, "host": "127.0.0.1", "port": 1, **kwargs})
 
@@ -155,7 +155,7 @@ SECONDS = [
 @pytest.mark.parametrize(("seconds", "error"), SECONDS)
 @pytest.mark.parametrize("name", ["idle_timeout", "ping_after", "leak_warning"])
 def test_seconds_that_make_no_sense_are_refused(name: str, seconds: Any, error: type[Exception]) -> None:
-    """A number of seconds that makes no sense is refused at once, by name."""
+    """An invalid number of seconds is refused at once, and the error names the argument."""
     with pytest.raises(error, match=f"{name} should be"):
         ConnectionPool(1, **{name: seconds}, host="127.0.0.1", port=1)
 
@@ -191,7 +191,7 @@ def test_a_second_number_by_position_is_refused() -> None:
 def test_a_bad_argument_of_a_borrow_is_told_at_once(
     make_pool: MakePool, method: str, kwargs: dict[str, Any], error: type[Exception], named: str
 ) -> None:
-    """A bad argument of a borrow is told by name, also where a connection is free, and takes none."""
+    """The error for a bad argument of a borrow names it, even if a connection is free, and none is taken."""
     pool = make_pool()
     with pytest.raises(error, match=rf"\b{named}\b"), getattr(pool, method)(**kwargs):
         pass
@@ -200,7 +200,7 @@ def test_a_bad_argument_of_a_borrow_is_told_at_once(
 
 @pytest.mark.parametrize(("seconds", "error"), SECONDS)
 def test_a_bad_timeout_of_close_is_told_at_once(make_pool: MakePool, seconds: Any, error: type[Exception]) -> None:
-    """A bad `timeout` of `close()` is told by name, and leaves the pool open."""
+    """The error for a bad `timeout` of `close()` names it, and the pool stays open."""
     pool = make_pool(size=1)
     with pytest.raises(error, match="timeout should be"):
         pool.close(seconds)
@@ -222,7 +222,7 @@ def test_seconds_as_a_number_of_retries_are_refused(make_pool: MakePool) -> None
 
 
 def test_unix_socket(server: Server, admin: pymysql.connections.Connection[Any]) -> None:
-    """`unix_socket` goes through."""
+    """`unix_socket` is passed to PyMySQL."""
     with admin.cursor() as cursor:
         cursor.execute("select @@socket")
         [path] = cursor.fetchone()
@@ -234,7 +234,7 @@ def test_unix_socket(server: Server, admin: pymysql.connections.Connection[Any])
 
 
 def test_read_default_file(server: Server, database: str, tmp_path: Path) -> None:
-    """`read_default_file` goes through, and what stands in the file counts."""
+    """`read_default_file` is passed to PyMySQL, and the file's settings apply."""
     file = tmp_path / "my.cnf"
     lines = [f"{key}={value}" for key, value in {**server.connect_kwargs, "database": database}.items()]
     file.write_text("\n".join(["[client]", *lines]))
@@ -244,7 +244,7 @@ def test_read_default_file(server: Server, database: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("make_ssl", [lambda ca: {"ca": ca}, lambda ca: ssl.create_default_context(cafile=ca)])
 def test_ssl(tls_server: Server, make_ssl: Callable[[str | None], Any]) -> None:
-    """`ssl` goes through as a dict or a context, and all connections share one context."""
+    """`ssl` may be a dict or a context, and all connections share one context."""
     given = make_ssl(tls_server.ca)
     with ConnectionPool(1, maxsize=2, ssl=given, **tls_server.connect_kwargs) as pool:
         connections = [pool.get_connection() for _ in range(2)]
@@ -261,7 +261,7 @@ def test_ssl(tls_server: Server, make_ssl: Callable[[str | None], Any]) -> None:
 
 @pytest.mark.parametrize("cursorclass", [DictCursor, SSCursor])
 def test_cursorclass(make_pool: MakePool, cursorclass: type[pymysql.cursors.Cursor]) -> None:
-    """`cursorclass` is what blocks and `cursor()` give."""
+    """Blocks and `cursor()` give cursors of `cursorclass`."""
     pool = make_pool(cursorclass=cursorclass)
     with pool.get_connection() as cursor:
         assert isinstance(cursor, cursorclass)
@@ -271,12 +271,12 @@ def test_cursorclass(make_pool: MakePool, cursorclass: type[pymysql.cursors.Curs
 
 @pytest.mark.parametrize("autocommit", [True, False])
 def test_autocommit(make_pool: MakePool, autocommit: bool) -> None:
-    """`autocommit` goes through."""
+    """`autocommit` is passed to PyMySQL."""
     assert make_pool(autocommit=autocommit).get_connection().execute_query("select @@autocommit") == ((autocommit,),)
 
 
 def test_autocommit_is_off_by_default(make_pool: MakePool) -> None:
-    """Autocommit is as PyMySQL has it: off unless asked for."""
+    """Autocommit is off by default, as in PyMySQL."""
     assert make_pool().get_connection().execute_query("select @@autocommit") == ((0,),)
 
 

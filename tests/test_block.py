@@ -1,4 +1,4 @@
-"""The block as a unit of work: what it commits and rolls back, when it joins, and what its session costs it."""
+"""The block as a unit of work: what it commits and rolls back, when it joins, and what happens to its session."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def block(request: pytest.FixtureRequest, make_pool: MakePool, add: Add) -> Call
 
 
 def test_a_block_commits_and_returns(block: Any, numbers: Numbers) -> None:
-    """A block that ends well commits, and returns the connection."""
+    """A block that ends without an exception commits, and returns the connection."""
     block(1, 2)
     assert numbers() == [1, 2]
     assert (block.pool.size(), block.pool.available_num) == (1, 1)
@@ -57,7 +57,7 @@ def test_a_block_commits_and_returns(block: Any, numbers: Numbers) -> None:
 
 @pytest.mark.parametrize("kind", [Boom, ProgrammingError, KeyboardInterrupt, GeneratorExit])
 def test_a_block_rolls_back_and_returns(block: Any, numbers: Numbers, kind: type[BaseException]) -> None:
-    """A block that an exception ends rolls back, returns the connection and lets the exception through."""
+    """A block that an exception ends rolls back, returns the connection and does not suppress the exception."""
     error = kind("over")
     with pytest.raises(kind) as raised:
         block(1, error=error)
@@ -68,7 +68,7 @@ def test_a_block_rolls_back_and_returns(block: Any, numbers: Numbers, kind: type
 
 
 def test_commit_and_rollback_inside_a_block(make_pool: MakePool, add: Add, numbers: Numbers) -> None:
-    """A block may commit and roll back by hand, through the connection or the cursor that answers for it."""
+    """A block may commit and roll back explicitly, with the connection's methods or the cursor's."""
     with make_pool().get_connection() as cur:
         add(cur, 1)
         cur.connection.commit()
@@ -79,7 +79,7 @@ def test_commit_and_rollback_inside_a_block(make_pool: MakePool, add: Add, numbe
 
 
 def test_the_whole_connection_for_a_block(make_pool: MakePool) -> None:
-    """`pool.connection()` gives the `Connection` itself, and waits as it is told to."""
+    """`pool.connection()` gives the `Connection` itself, and its arguments limit the wait."""
     pool = make_pool(size=1)
     with pool.connection(timeout=5) as conn:
         assert isinstance(conn, Connection)
@@ -92,7 +92,7 @@ def test_the_whole_connection_for_a_block(make_pool: MakePool) -> None:
 
 
 def test_a_nested_block_joins(make_pool: MakePool, add: Add, numbers: Numbers) -> None:
-    """A block on a handle whose block this thread is in has the same session, and ends neither work nor loan."""
+    """A `with` inside a block on the same handle has the same session, and its end neither commits nor returns it."""
     pool = make_pool()
     handle = pool.get_connection()
     with handle as outer:
@@ -112,7 +112,7 @@ def test_a_nested_block_joins(make_pool: MakePool, add: Add, numbers: Numbers) -
 
 
 def test_a_nested_block_joins_on_a_returned_handle(make_pool: MakePool, add: Add, numbers: Numbers) -> None:
-    """A block on a returned handle is joined through that handle and through its cursor's connection."""
+    """A block on a returned handle can be joined by that handle and by its cursor's connection."""
     pool = make_pool()
     handle = pool.get_connection()
     handle.close()
@@ -130,7 +130,7 @@ def test_a_nested_block_joins_on_a_returned_handle(make_pool: MakePool, add: Add
 
 
 def test_only_the_outermost_block_decides(make_pool: MakePool, add: Add, numbers: Numbers) -> None:
-    """An exception that is caught in the outermost block does not undo the work; one that ends it does."""
+    """An exception that is caught inside the outermost block does not roll it back; one that ends it does."""
     pool = make_pool()
     with pool.connection() as handle:
         with suppress(Boom), handle as inner:
@@ -146,7 +146,7 @@ def test_only_the_outermost_block_decides(make_pool: MakePool, add: Add, numbers
 
 
 def test_execute_query_is_part_of_the_block(make_pool: MakePool, add: Add, numbers: Numbers, table: str) -> None:
-    """`execute_query` in a block sees what the block did, and is undone with it."""
+    """`execute_query` in a block sees what the block did, and is rolled back with it."""
     pool = make_pool()
     handle = pool.get_connection()
     with suppress(Boom), handle as cur:
@@ -161,7 +161,7 @@ def test_execute_query_is_part_of_the_block(make_pool: MakePool, add: Add, numbe
 
 
 def test_close_inside_a_block_does_nothing(make_pool: MakePool, add: Add, numbers: Numbers) -> None:
-    """`close()` and `put_connection()` in a block leave work and connection to the end of the block."""
+    """`close()` and `put_connection()` in a block do nothing: the end of the block commits and returns."""
     pool = make_pool()
     with pool.connection() as conn:
         with conn.cursor() as cur:
@@ -224,7 +224,7 @@ def test_an_exception_never_commits(  # noqa: PLR0917 - fixtures
     numbers: Numbers,
     make_pool: MakePool,
 ) -> None:
-    """Where an exception ends a block, nothing of its transaction is left; a session is sound after an `Exception`."""
+    """If an exception ends a block, its transaction is undone; after an `Exception` the session is reused."""
     pool = make_pool(size=1, autocommit=autocommit)
     session = check_answers(pool)
     with pytest.raises(error), block(pool) as connection:  # noqa: PT012 - the end of the block raises
@@ -237,7 +237,7 @@ def test_an_exception_never_commits(  # noqa: PLR0917 - fixtures
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("sql", ["select nothing", "insert into numbers values (1)", "selec"])
 def test_a_failing_statement_never_commits(sql: str, block: Way, numbers: Numbers, make_pool: MakePool) -> None:
-    """BEGIN, INSERT and a statement that the server refuses leave nothing, and the session is sound."""
+    """BEGIN, INSERT and a statement that the server refuses leave nothing behind, and the session is reused."""
     pool = make_pool(size=1)
     session = check_answers(pool)
     with pytest.raises(pymysql.Error), block(pool) as connection:
@@ -252,7 +252,7 @@ def test_a_failing_statement_never_commits(sql: str, block: Way, numbers: Number
 def test_a_session_killed_in_a_block_is_no_success(  # noqa: PLR0917 - fixtures
     autocommit: bool, swallows: bool, block: Way, numbers: Numbers, admin: Admin, make_pool: MakePool
 ) -> None:
-    """Where a block's session is lost, its end raises, also where the block has noticed nothing or kept silent."""
+    """If a block's session is lost, its end raises, even if the block has not noticed it or has caught the error."""
     pool = make_pool(size=1, autocommit=autocommit)
     with pytest.raises(pymysql.Error), block(pool) as connection:  # noqa: PT012 - the end of the block raises
         running("begin", INSERT)(connection)
@@ -271,7 +271,7 @@ def test_a_session_killed_in_a_block_is_no_success(  # noqa: PLR0917 - fixtures
 def test_the_exception_of_a_block_is_not_hidden_by_a_lost_session(
     block: Way, numbers: Numbers, admin: Admin, make_pool: MakePool
 ) -> None:
-    """Where an exception ends a block whose session is lost too, it is that exception which comes out."""
+    """If an exception ends a block whose session is also lost, that exception is raised."""
     pool = make_pool(size=1)
     with pytest.raises(Boom), block(pool) as connection:  # noqa: PT012 - the end of the block raises
         ask(connection, INSERT)
@@ -285,7 +285,7 @@ def test_the_exception_of_a_block_is_not_hidden_by_a_lost_session(
 
 
 def test_a_commit_that_the_server_refuses_is_raised(numbers: Numbers, admin: Admin, make_pool: MakePool) -> None:
-    """Where the commit at a block's end fails, its error comes out, and nobody gets the session again."""
+    """If the commit at the end of a block fails, its error is raised, and the session is not lent again."""
     pool = make_pool(size=1)
     with pytest.raises(pymysql.Error), pool.connection() as connection:  # noqa: PT012 - the end of the block raises
         running("xa start 'half'", INSERT)(connection)  # the server refuses to COMMIT an XA transaction
@@ -297,7 +297,7 @@ def test_a_commit_that_the_server_refuses_is_raised(numbers: Numbers, admin: Adm
 
 
 def test_a_reconnect_by_hand_in_a_block(make_pool: MakePool, database: str, admin: Any) -> None:
-    """Where a block has written and lost its session, a reconnect does not make its end a success."""
+    """If a block has written and then lost its session, its end raises even after a reconnect."""
     with admin.cursor() as cur:
         cur.execute(f"create table {database}.news (n int)")
     pool = make_pool(size=1)
@@ -320,7 +320,7 @@ def test_a_reconnect_by_hand_in_a_block(make_pool: MakePool, database: str, admi
 
 
 def test_what_is_done_on_a_replacement_is_known(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """A block commits what it wrote on the session that has replaced its own, whatever its first command was."""
+    """If a block's session is replaced at its first command, the block commits what it wrote on the new one."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.t (n int) engine=innodb")
     connection = make_pool(size=1).get_connection()
@@ -335,11 +335,11 @@ def test_what_is_done_on_a_replacement_is_known(make_pool: MakePool, admin: Admi
         assert cursor.fetchall() == ((1,),)
 
 
-# Begun and ended by others
+# Begun and ended in other functions
 
 
 def test_a_block_begun_in_somebody_s_own_enter(make_pool: MakePool) -> None:
-    """What runs inside joins it: a subclass's `__enter__`, a unit of work's, or a context manager's in that."""
+    """Code inside joins a block that was begun in a subclass's, a unit of work's or a context manager's `__enter__`."""
 
     class Own(Connection):
         def __enter__(self) -> Any:
@@ -374,7 +374,7 @@ def test_a_block_begun_in_somebody_s_own_enter(make_pool: MakePool) -> None:
 
 
 def test_the_end_of_a_block_that_was_not_begun(make_pool: MakePool) -> None:
-    """Leaving a block that nobody has entered is told in words, and the connection goes on."""
+    """Leaving a block that was never entered raises an error, and the connection can still be used."""
     connection = make_pool(size=1).get_connection()
     with pytest.raises(PoolError, match="no block"):
         connection.__exit__(None, None, None)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def other_thread() -> Iterator[ThreadPoolExecutor]:
-    """A thread beside the test's own, the same one for each job."""
+    """A second thread, the same one for each job."""
     with one_thread() as thread:
         yield thread
 
@@ -34,7 +34,7 @@ def other_thread() -> Iterator[ThreadPoolExecutor]:
 def test_two_threads_on_one_handle(
     make_pool: MakePool, add: Add, numbers: Numbers, other_thread: ThreadPoolExecutor
 ) -> None:
-    """A block by another thread on a busy handle is a unit of work of its own, which that thread joins."""
+    """A block of another thread on a handle in use is a unit of work of its own, which only that thread joins."""
     pool = make_pool()
     handle = pool.get_connection()
     inside, go_on = threading.Event(), threading.Event()
@@ -68,7 +68,7 @@ def test_two_threads_on_one_handle(
 def test_a_block_outlives_the_one_it_stood_beside(
     make_pool: MakePool, add: Add, numbers: Numbers, other_thread: ThreadPoolExecutor
 ) -> None:
-    """Where the handle's own block ends first, the other thread's goes on, and can still be joined."""
+    """If the block that uses the handle ends first, the other thread's goes on, and can still be joined."""
     pool = make_pool()
     handle = pool.get_connection()
     inside, go_on = threading.Event(), threading.Event()
@@ -98,7 +98,7 @@ def test_a_block_outlives_the_one_it_stood_beside(
 def test_execute_query_of_another_thread_is_its_own_work(
     make_pool: MakePool, add: Add, numbers: Numbers, table: str, other_thread: ThreadPoolExecutor
 ) -> None:
-    """`execute_query` by a thread that is in no block commits by itself, whatever block another thread is in."""
+    """`execute_query` in a thread outside any block commits by itself, even if another thread is in a block."""
     pool = make_pool()
     handle = pool.get_connection()
     with suppress(Boom), handle as cur:
@@ -112,7 +112,7 @@ def test_execute_query_of_another_thread_is_its_own_work(
 
 
 def test_one_handle_shared_by_32_threads(make_pool: MakePool, add: Add, numbers: Numbers) -> None:
-    """Of threads that enter blocks on one handle at the same time each has a session and a transaction of its own."""
+    """Threads that enter blocks on one handle at the same time each have a session and transaction of their own."""
     threads, rounds = 32, 3
     pool = make_pool(size=threads, ssl_disabled=True)
     handle = pool.get_connection()
@@ -150,7 +150,7 @@ def test_one_handle_shared_by_32_threads(make_pool: MakePool, add: Add, numbers:
 def test_a_block_may_end_in_another_thread(
     make_pool: MakePool, add: Add, numbers: Numbers, other_thread: ThreadPoolExecutor
 ) -> None:
-    """A block that another thread ends than began it commits and returns, and the first can begin anew."""
+    """A block that is ended by another thread commits and returns, and the first thread can begin a new one."""
     pool = make_pool(size=1)
     handle = pool.get_connection()
     cur = other_thread.submit(handle.__enter__).result()
@@ -168,7 +168,7 @@ def test_a_block_may_end_in_another_thread(
 
 
 def test_another_thread_has_looked_up_the_end_of_a_block(make_pool: MakePool) -> None:
-    """An end that somebody has looked up and not used is no other block's."""
+    """An `__exit__` that was looked up but not called is not used for another block."""
     connection = make_pool(size=1).get_connection()
     with one_thread() as other:
         end = other.submit(getattr, connection, "__exit__").result()
@@ -179,7 +179,7 @@ def test_another_thread_has_looked_up_the_end_of_a_block(make_pool: MakePool) ->
 
 
 def test_an_end_that_can_not_be_told_commits_nothing(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """Where ExitStack ends a block and it could be either of two, both are rolled back and returned, in words."""
+    """If ExitStack ends one of two blocks and either is possible, both are rolled back, and an error is raised."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.t (n int) engine=innodb")
     pool = make_pool(size=3)
@@ -204,9 +204,9 @@ def test_an_end_that_can_not_be_told_commits_nothing(make_pool: MakePool, admin:
 def test_a_whole_connection_joins_its_block_in_any_thread(
     make_pool: MakePool, add: Add, numbers: Numbers, other_thread: ThreadPoolExecutor
 ) -> None:
-    """What is used of `pool.connection()` is in its block, also in another thread than the one that has begun it.
+    """Every use of the connection of `pool.connection()` is in its block, in whichever thread.
 
-    As a web framework does that runs a generator dependency and the endpoint in a pool of threads.
+    A web framework may run a generator dependency and the endpoint in different threads of a thread pool.
     """
     pool = make_pool(size=1)
 
@@ -273,7 +273,7 @@ def test_a_generator_in_two_threads_that_leaves_rows_unread(  # noqa: PLR0917 - 
 
 
 def test_what_is_entered_in_a_comprehension_is_around_what_follows(make_pool: MakePool) -> None:
-    """Before Python 3.12 a comprehension is a function, which has returned before the blocks run that it has begun."""
+    """Blocks that are entered in a comprehension, which is a function before Python 3.12, contain what follows it."""
     pool = make_pool(size=2)
     with ExitStack() as stack:
         cursors = [stack.enter_context(pool.get_connection()) for _ in range(2)]
@@ -285,7 +285,7 @@ def test_what_is_entered_in_a_comprehension_is_around_what_follows(make_pool: Ma
 
 @pytest.mark.parametrize("is_returned", [True, False])
 def test_a_generator_that_is_lost_ends_its_block(make_pool: MakePool, is_returned: bool) -> None:
-    """The place of a generator that nobody has any more comes back, also where others keep the handle of its block."""
+    """A generator that is no longer referenced gives its place back, even if the handle of its block is kept."""
     pool = make_pool(size=1)
     shared = pool.get_connection()
     if is_returned:
@@ -305,7 +305,7 @@ def test_a_generator_that_is_lost_ends_its_block(make_pool: MakePool, is_returne
 
 
 def test_the_halves_of_generators_end_their_own_blocks(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """Two generators that are begun in one thread and ended in another's order have a session and an end each."""
+    """Two generators, begun in one thread and ended by another in another order, have separate sessions and ends."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.t (n int) engine=innodb")
     pool = make_pool(size=3)
@@ -331,7 +331,7 @@ def test_the_halves_of_generators_end_their_own_blocks(make_pool: MakePool, admi
 
 
 def test_a_generator_that_ends_early_keeps_its_session(make_pool: MakePool) -> None:
-    """It is rolled back, as after any exception, and costs nothing."""
+    """Its block is rolled back, as after any exception, and the session is reused."""
     pool = make_pool(size=1)
     pool.get_connection().execute_query("create table t (n int)")
 
@@ -353,7 +353,7 @@ def test_a_generator_that_ends_early_keeps_its_session(make_pool: MakePool) -> N
 
 
 def test_a_comprehension_over_a_generator_with_a_block(make_pool: MakePool) -> None:
-    """What it runs for each item is inside the block, as in a loop."""
+    """The code for each item is inside the block, as in a loop."""
     handle = make_pool(size=1).get_connection()
 
     def rows() -> Iterator[int]:

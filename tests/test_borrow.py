@@ -33,7 +33,7 @@ def waiting(pool: ConnectionPool, count: int) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("kwargs", [{"timeout": 0}, {"timeout": 0.0, "retry_num": 0}, {"timeout": 0.01}])
 def test_the_wait_ends(make_pool: MakePool, kwargs: dict[str, Any]) -> None:
-    """Who has waited in vain gets the error, leaves the line and leaves the pool as it was."""
+    """A thread whose wait times out gets the error, is removed from the waiters, and leaves the pool unchanged."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     for _ in range(3):
@@ -47,7 +47,7 @@ def test_the_wait_ends(make_pool: MakePool, kwargs: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kwargs", [{"timeout": 0.05, "retry_num": 3}, {"retry_interval": 0.1}])
 def test_each_try_has_its_timeout(make_pool: MakePool, kwargs: dict[str, Any]) -> None:
-    """The wait in the line is `timeout` seconds for each of `retry_num + 1` tries, not less."""
+    """The wait is at least `timeout` seconds for each of `retry_num + 1` tries."""
     pool = make_pool(size=1)
     with pool.connection():
         start = time.monotonic()
@@ -60,7 +60,7 @@ def test_each_try_has_its_timeout(make_pool: MakePool, kwargs: dict[str, Any]) -
 def test_the_wait_is_over_when_one_comes_free(
     make_pool: MakePool, threads: ThreadPoolExecutor, timeout: float | None
 ) -> None:
-    """Who waits gets what is returned, with its session; `timeout=None` waits for ever."""
+    """A waiting thread gets a returned connection, with its session; `timeout=None` waits forever."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     session = connection.server_thread_id[0]
@@ -74,7 +74,7 @@ def test_the_wait_is_over_when_one_comes_free(
 
 
 def test_waiters_are_served_in_order(make_pool: MakePool) -> None:
-    """First come, first served: a returned connection goes to the longest-waiting thread, past every passer-by."""
+    """A returned connection goes to the thread that has waited longest, not to one that asks later."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     with ThreadPoolExecutor(10) as threads:
@@ -93,7 +93,7 @@ def test_waiters_are_served_in_order(make_pool: MakePool) -> None:
 
 
 def test_a_retry_keeps_its_place(make_pool: MakePool, admin: Admin, threads: ThreadPoolExecutor) -> None:
-    """Who tries again and again stands before who came after its first try."""
+    """A thread that retries stays ahead of those that came after its first try."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     first = threads.submit(pool.get_connection, timeout=0.0001, retry_num=600_000)
@@ -108,11 +108,11 @@ def test_a_retry_keeps_its_place(make_pool: MakePool, admin: Admin, threads: Thr
     assert pool.size() == 1
 
 
-# What one gets
+# What a borrower gets
 
 
 def test_last_in_first_out(make_pool: MakePool) -> None:
-    """Of what rests, the connection that was returned last is lent first."""
+    """Of the idle connections, the one that was returned last is lent first."""
     pool = make_pool(size=3)
     connections = [pool.get_connection() for _ in range(3)]
     sessions = [connection.server_thread_id[0] for connection in connections]
@@ -125,7 +125,7 @@ def test_last_in_first_out(make_pool: MakePool) -> None:
 
 
 def test_none_is_opened_while_one_rests(make_pool: MakePool) -> None:
-    """A connection is opened only when no open one rests, and what could be opened does not come before what rests."""
+    """A connection is opened only if no open one is idle."""
     pool = make_pool(size=1, maxsize=4)
     for _ in range(5):
         with pool.connection(), pool.connection():
@@ -134,7 +134,7 @@ def test_none_is_opened_while_one_rests(make_pool: MakePool) -> None:
 
 
 def test_a_subclass_of_connection(make_pool: MakePool) -> None:
-    """What is lent is an instance of `connection_class`, with what its `__init__` has set, on every loan."""
+    """Each lent connection is an instance of `connection_class`, with the attributes that its `__init__` sets."""
 
     class Mine(Connection):
         def __init__(self, **kwargs: Any) -> None:
@@ -174,14 +174,14 @@ def test_two_pools_to_two_databases(make_pool: MakePool, admin: Admin, database:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port where nobody listens."""
+    """A port on which nothing listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
 
 
 def test_a_server_out_of_reach_is_no_exhausted_pool(make_pool: MakePool, closed_port: int) -> None:
-    """Where the server can't be reached the caller gets PyMySQL's own error, and no place is lost."""
+    """If the server can't be reached, the caller gets PyMySQL's own error, and no place is lost."""
     pool = make_pool(pre_create_num=0, host="127.0.0.1", port=closed_port)
     for _ in range(5):
         with pytest.raises(OperationalError) as raised:
@@ -192,7 +192,7 @@ def test_a_server_out_of_reach_is_no_exhausted_pool(make_pool: MakePool, closed_
 
 
 def test_a_server_that_comes_back(make_pool: MakePool, proxy: Proxy) -> None:
-    """After failed openings the pool lends again as soon as the server answers, up to its bound."""
+    """After failed openings the pool lends up to `maxsize` connections again as soon as the server answers."""
     pool = make_pool(size=2, pre_create_num=0, host=proxy.host, port=proxy.port)
     proxy.refuse = True
     for _ in range(3):
@@ -206,7 +206,7 @@ def test_a_server_that_comes_back(make_pool: MakePool, proxy: Proxy) -> None:
 
 
 class Reluctant(Connection):
-    """A connection whose `connect()` says that it has begun, and goes on, or fails, when it is told to."""
+    """A connection whose `connect()` reports that it has begun, and continues or fails when it is told to."""
 
     begun: threading.Event
     go_on: threading.Event
@@ -236,7 +236,7 @@ def reluctant() -> type[Reluctant]:
 
 
 def test_opening_holds_nobody_up(make_pool: MakePool, reluctant: type[Reluctant], threads: ThreadPoolExecutor) -> None:
-    """While one borrower opens a connection, others look, borrow, return and wait as ever."""
+    """While one borrower opens a connection, others can inspect the pool, borrow, return and wait as usual."""
     pool = make_pool(size=2, pre_create_num=0, connection_class=reluctant)
     reluctant.go_on.set()
     resting = pool.get_connection()
@@ -264,7 +264,7 @@ def test_opening_holds_nobody_up(make_pool: MakePool, reluctant: type[Reluctant]
 def test_a_failed_opening_gives_the_place_to_who_waits(
     make_pool: MakePool, reluctant: type[Reluctant], threads: ThreadPoolExecutor, error: BaseException
 ) -> None:
-    """Where opening fails or is interrupted the borrower gets that very error, and the next in line the place."""
+    """If opening fails or is interrupted, the borrower gets that error, and the next waiter gets the place."""
     pool = make_pool(size=1, pre_create_num=0, connection_class=reluctant)
     reluctant.error = error
 
@@ -306,7 +306,7 @@ def make_user(admin: Admin, server: Server) -> Iterator[Callable[[str], dict[str
 
 
 def sessions_of(admin: Admin, user: str) -> int:
-    """How many sessions of this user's the server has."""
+    """The number of sessions of this user on the server."""
     with admin.cursor() as cursor:
         cursor.execute("show processlist")
         return [row[1] for row in cursor.fetchall()].count(user)
@@ -341,13 +341,13 @@ def test_the_bound(make_pool: MakePool, make_user: Callable[[str], dict[str, str
 def test_a_failing_constructor_closes_what_it_has_opened(
     make_pool: MakePool, make_user: Callable[[str], dict[str, str]], admin: Admin
 ) -> None:
-    """Where the third connection can't be opened, the constructor raises PyMySQL's error and closes the two."""
+    """If the third connection can't be opened, the constructor raises PyMySQL's error and closes the first two."""
     user = make_user("max_user_connections 2")
     with pytest.raises(OperationalError) as raised:
         make_pool(size=3, **user)
     assert raised.value.args[0] == 1226  # the limit
     assert not isinstance(raised.value, PoolError)
-    eventually(lambda: sessions_of(admin, user["user"]) == 0)  # it takes the server a moment to see a socket closed
+    eventually(lambda: sessions_of(admin, user["user"]) == 0)  # the server notices a closed socket late
     with make_pool(size=2, **user) as pool:
         assert sessions_of(admin, user["user"]) == pool.total_num == 2
     eventually(lambda: sessions_of(admin, user["user"]) == 0)

@@ -1,4 +1,4 @@
-"""The classic session, as the README tells it: its log lines and its error's text, to the letter."""
+"""The classic session: the exact log lines and the exact text of the error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PUT = "Put connection back to pool(pool1)"
 
 
 def test_the_classic_session(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """Each step of the classic session logs the classic lines and nothing else, and gives what it always gave."""
+    """Each step of the classic session logs the classic lines and nothing else, and returns the classic results."""
 
     def logged() -> list[str]:
         lines = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
@@ -65,7 +65,7 @@ def test_the_classic_session(server: Server, caplog: pytest.LogCaptureFixture) -
 
 @pytest.fixture
 def exhausted(make_pool: MakePool) -> Iterator[ConnectionPool]:
-    """A pool of one, whose one connection this thread holds."""
+    """A pool of one connection, which this thread holds."""
     pool = make_pool(size=1)
     with pool.connection():
         yield pool
@@ -92,7 +92,7 @@ def test_the_error_tells_seconds_and_tries(
 
 
 def test_the_error_is_raised_while_handling_queue_empty(exhausted: ConnectionPool) -> None:
-    """A traceback shows the classic two parts: `queue.Empty`, and while handling it the pool's error."""
+    """A traceback shows the two classic parts: `queue.Empty`, and the pool's error raised while handling it."""
     with pytest.raises(GetConnectionFromPoolError) as raised:
         exhausted.get_connection(0, 0)
     error = raised.value

@@ -38,13 +38,13 @@ def recipe(heading: str) -> str:
 
 
 def run_recipe(heading: str, **names: Any) -> dict[str, Any]:
-    """Run it, with what it takes for granted, and return what it defines."""
+    """Run it, with the names that it expects to be defined, and return what it defines."""
     exec(recipe(heading), names)  # noqa: S102  it is ours
     return names
 
 
 class Misfortune:
-    """Now and then the connection is lost at a COMMIT, before or after it is done, or a statement fails."""
+    """A proxy at which some COMMITs lose the connection, before or after they are done, and some statements fail."""
 
     def __init__(self) -> None:
         self._commits = self._updates = 0
@@ -73,7 +73,7 @@ class Misfortune:
 
 
 def test_no_transfer_is_done_twice(server: Server, make_pool: MakePool, database: str, admin: Admin) -> None:
-    """Whatever goes wrong, also at a COMMIT, each transfer is done, and done once."""
+    """Whatever goes wrong, even at a COMMIT, each transfer is done exactly once."""
     with admin.cursor() as cursor, ProtocolProxy(server.host, server.port) as proxy:
         cursor.execute(f"create table {database}.transfers (id varchar(40) primary key) engine=innodb")
         cursor.execute(f"create table {database}.accounts (id int primary key, balance int) engine=innodb")
@@ -99,7 +99,7 @@ def test_no_transfer_is_done_twice(server: Server, make_pool: MakePool, database
 
 
 def test_drained_sessions_are_opened_anew(make_pool: MakePool) -> None:
-    """After `drain()` every session is a new one; one that is borrowed goes when it is returned."""
+    """After `drain()` every session is a new one; a borrowed one is closed when it is returned."""
     pool = make_pool(size=2)
     held = pool.get_connection()
     with pool.connection() as connection:
@@ -130,7 +130,7 @@ def running_replica_pair() -> Iterator[tuple[Server, Server]]:
 
 @pytest.mark.timeout(60)
 def test_who_has_written_reads_it_on_a_replica(server: Server, on_mariadb: bool) -> None:
-    """A read that waits for a write's position sees it; where the replica does not get there the writer is read."""
+    """A read that waits for a write's position sees the write; if the replica lags too far, the writer is read."""
     if not on_mariadb:
         pytest.skip("MariaDB's GTIDs")
     if not server.supports_faults:

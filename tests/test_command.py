@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from server import Server
 
 SHORT = ["--threads", "4", "--sizes", "1,2", "--seconds", "0.1"]
-# As `python -m pymysqlpool`, though a shell that runs this in the background has told its children to ignore Ctrl-C.
+# As `python -m pymysqlpool`, but SIGINT is handled even if a shell that runs this in the background has it ignored.
 PROGRAM = """
 import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,7 +37,7 @@ runpy.run_module("pymysqlpool", run_name="__main__", alter_sys=True)
 
 
 class Done(NamedTuple):
-    """What a call of the command came to."""
+    """The result of a call of the command."""
 
     status: int | str | None
     out: str
@@ -45,7 +45,7 @@ class Done(NamedTuple):
 
 
 class Terminal(io.StringIO):
-    """A terminal, on which somebody may press Ctrl-C on reading `until`."""
+    """A terminal at which Ctrl-C is pressed when the text `until` appears."""
 
     encoding = "utf-8"  # type: ignore[assignment]
 
@@ -54,11 +54,11 @@ class Terminal(io.StringIO):
         self._until = until
 
     def isatty(self) -> bool:
-        """It is one."""
+        """Return True."""
         return True
 
     def write(self, text: str) -> int:
-        """Show `text`, unless it makes somebody press Ctrl-C."""
+        """Write `text`, or press Ctrl-C if it contains `until`."""
         if self._until is not None and self._until in text:
             raise KeyboardInterrupt
         return super().write(text)
@@ -66,7 +66,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def _environment(server: Server, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The server to be found in the environment, and no thread left behind."""
+    """Put the server's address into the environment, and check that no thread is left behind."""
     for name in ("host", "port", "user", "password"):
         monkeypatch.setenv(f"MYSQL_{name.upper()}", str(getattr(server, name)))
     before = set(threading.enumerate())
@@ -76,7 +76,7 @@ def _environment(server: Server, database: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Call the command as a program would, and see to it that the password is nowhere."""
+    """Call the command as a program would, and check that the password does not appear anywhere."""
 
     def run(*arguments: str) -> Done:
         status: int | str | None
@@ -99,7 +99,7 @@ def is_one_line(text: str) -> bool:
 
 
 def test_table_and_advice(call: Any) -> None:
-    """On a pipe it writes a plain table, a bar in each row, and two sentences of advice; nothing else anywhere."""
+    """On a pipe it writes only a plain table, with a bar in each row, and two sentences of advice."""
     done = call(*SHORT)
     above, head, one, two, empty, advice, budget = done.out.splitlines()
     assert done.err == ""
@@ -126,7 +126,7 @@ def test_table_and_advice(call: Any) -> None:
 
 
 def test_json(call: Any, database: str) -> None:
-    """With --json it writes one object, in which programs find the same."""
+    """With --json it writes one object with the same results, for programs."""
     query = "select database(), '100%'"
     done = call(*SHORT, "--json", "--database", database, "--query", query)
     data = json.loads(done.out)
@@ -143,7 +143,7 @@ def test_json(call: Any, database: str) -> None:
 
 
 def test_figures(call: Any) -> None:
-    """Rate, wait and whole are those of the query: n connections on which it takes 100 ms give n times 10 a second."""
+    """Rate and times are right: n connections with a query that takes 100 ms give n times 10 queries a second."""
     options = ["--query", "select sleep(0.1)", "--threads", "4", "--seconds", "1"]
     rows = json.loads(call("--json", *options, "--sizes", "1,2,4").out)["rows"]
     for row in rows:
@@ -156,7 +156,7 @@ def test_figures(call: Any) -> None:
 
 
 def test_a_query_longer_than_the_time(call: Any) -> None:
-    """A run has at least one query, and ends with those that are under way; who waits in line is sent away."""
+    """A run has at least one query, and ends with those that are running; waiting threads are not served."""
     start = time.perf_counter()
     options = ["--query", "select sleep(0.3)", "--threads", "8", "--seconds", "0.01", "--sizes", "1"]
     [row] = json.loads(call("--json", *options).out)["rows"]
@@ -190,7 +190,7 @@ def test_budget(call: Any, admin: Admin, user: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_budget(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server without a limit, or that does not tell it, is measured all the same."""
+    """A server that has no limit, or does not report it, is measured all the same."""
     monkeypatch.setattr(__main__, "LIMITS", "select 0, 0")
     assert call(*SHORT).out.splitlines()[-1].startswith("Use size=")
     monkeypatch.setattr(__main__, "LIMITS", "select @@no_such_variable")
@@ -198,14 +198,14 @@ def test_no_budget(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_percentiles() -> None:
-    """A percentile is the smallest of the times that so many of them do not exceed."""
+    """A percentile is the smallest of the times that is not exceeded by this fraction of them."""
     assert __main__.percentiles_ms([0.001]) == pytest.approx({"p50": 1, "p95": 1, "p99": 1})
     hundred = [number / 1000 for number in range(1, 101)]
     assert __main__.percentiles_ms(hundred) == pytest.approx({"p50": 50, "p95": 95, "p99": 99})
 
 
 def test_on_a_terminal(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal one line is renewed while it runs, and wiped out at the end; bars are blocks."""
+    """On a terminal one line of progress is overwritten while it runs, and erased at the end; bars are blocks."""
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -221,7 +221,7 @@ def test_on_a_terminal(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_query_that_fails(call: Any) -> None:
-    """The server's word on the query comes in one line, with status 1."""
+    """The server's error for the query is printed in one line, with status 1."""
     done = call(*SHORT, "--query", "select\nnonsense")
     assert (done.status, done.out) == (1, "")
     assert is_one_line(done.err)
@@ -230,7 +230,7 @@ def test_a_query_that_fails(call: Any) -> None:
 
 
 def test_an_error_in_the_end(call: Any, admin: Admin, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was measured before an error, such as too many connections, is shown."""
+    """What was measured before an error, such as too many connections, is printed."""
     with admin.cursor() as cursor:
         cursor.execute(f"alter user {user}@'%%' with max_user_connections 2", ())
     monkeypatch.setenv("MYSQL_USER", user)
@@ -245,7 +245,7 @@ def test_an_error_in_the_end(call: Any, admin: Admin, user: str, monkeypatch: py
 
 
 def test_an_error_on_the_way(call: Any, admin: Admin, database: str) -> None:
-    """One thread's error in the midst of a run, here that a table is full, ends it for all."""
+    """An error in one thread during a run, here that a table is full, ends the run for all."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.t (n tinyint unsigned auto_increment primary key) auto_increment 246")
     query = ["--query", "insert into t values (null)", "--database", database]
@@ -258,7 +258,7 @@ def test_an_error_on_the_way(call: Any, admin: Admin, database: str) -> None:
 
 @pytest.mark.parametrize("is_json", [False, True])
 def test_a_server_that_can_not_be_reached(call: Any, is_json: bool) -> None:
-    """That nobody listens comes in one line, with status 1; programs get their object all the same."""
+    """That the server can't be reached is printed in one line, with status 1; --json still writes its object."""
     done = call("--port", "1", *["--json"] * is_json)
     assert done.status == 1
     assert is_one_line(done.err)
@@ -290,7 +290,7 @@ def test_a_server_that_can_not_be_reached(call: Any, is_json: bool) -> None:
     ],
 )
 def test_bad_arguments(call: Any, arguments: list[str], word: str) -> None:
-    """A bad argument is told in one line that names it, with status 2."""
+    """The error for a bad argument is one line that names it, with status 2."""
     done = call(*arguments)
     assert (done.status, done.out) == (2, "")
     assert is_one_line(done.err)
@@ -299,7 +299,7 @@ def test_bad_arguments(call: Any, arguments: list[str], word: str) -> None:
 
 
 def test_a_bad_default(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So is one from the environment."""
+    """So is the error for a bad value from the environment."""
     monkeypatch.setenv("MYSQL_PORT", "x")
     done = call()
     assert done.status == 2
@@ -317,7 +317,7 @@ def test_help(call: Any) -> None:
 
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_a_plot_without_matplotlib(call: Any, monkeypatch: pytest.MonkeyPatch, is_installed: bool) -> None:
-    """What `--plot` needs is told before anything is measured; what goes wrong with it, after the table."""
+    """That `--plot` needs matplotlib is reported before anything is measured; other errors of it, after the table."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: sys if is_installed else None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # to import it fails
     done = call(*SHORT, "--plot", "rates.png")
@@ -341,7 +341,7 @@ def test_a_password_as_an_argument(call: Any, user: str, arguments: list[str]) -
 
 @pytest.mark.parametrize("arguments", GIVEN)
 def test_a_password_that_ps_does_not_show(user: str, admin: Admin, arguments: list[str]) -> None:
-    """While the program works, its arguments are there for everybody to see, all but the password."""
+    """While the program runs, `ps` shows all of its arguments except the password."""
     command = [sys.executable, "-m", "pymysqlpool", "--user", user, *arguments, "--sizes", "1", "--threads", "1"]
     with subprocess.Popen([*command, "--seconds", "60"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
 
@@ -371,7 +371,7 @@ def test_a_password_that_ps_does_not_show(user: str, admin: Admin, arguments: li
     ],
 )
 def test_unknown_arguments(call: Any, arguments: list[str], hint: str) -> None:
-    """What is not known is not repeated, as it may be a password, but the nearest option is named."""
+    """An unknown argument is not repeated, as it may be a password, but the closest option is named."""
     done = call(*arguments)
     assert (done.status, done.out) == (2, "")
     assert is_one_line(done.err)
@@ -380,7 +380,7 @@ def test_unknown_arguments(call: Any, arguments: list[str], hint: str) -> None:
 
 @pytest.mark.parametrize("is_asked", [False, True])
 def test_where_the_password_comes_from(call: Any, user: str, monkeypatch: pytest.MonkeyPatch, is_asked: bool) -> None:
-    """It comes from the environment or, before that, from a prompt."""
+    """It comes from a prompt, if one is asked for, or from the environment."""
     monkeypatch.setenv("MYSQL_PASSWORD", "wrong" if is_asked else SECRET)
     monkeypatch.setattr("getpass.getpass", lambda: SECRET)
     done = call(*SHORT, "--user", user, *["--password"] * is_asked)
@@ -388,7 +388,7 @@ def test_where_the_password_comes_from(call: Any, user: str, monkeypatch: pytest
 
 
 def test_a_wrong_password(call: Any, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong one is the server's error, and is not shown either."""
+    """A wrong password gives the server's error, and is not shown either."""
     monkeypatch.setenv("MYSQL_USER", user)
     monkeypatch.setenv("MYSQL_PASSWORD", SECRET * 2)
     done = call(*SHORT)
@@ -398,7 +398,7 @@ def test_a_wrong_password(call: Any, user: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_answer_to_the_prompt(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of the input is no password, and Ctrl-C ends the program."""
+    """At the prompt, the end of the input is an error, and Ctrl-C ends the program."""
     for error, status in ((EOFError, 2), (KeyboardInterrupt, 130)):
 
         def ask(error: type[BaseException] = error) -> str:
@@ -411,7 +411,7 @@ def test_no_answer_to_the_prompt(call: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_password_that_can_not_be_sent(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Characters that PyMySQL can't encode are told, without the password."""
+    """The error for characters that PyMySQL can't encode does not contain the password."""
     monkeypatch.setenv("MYSQL_PASSWORD", f"\N{EURO SIGN}{SECRET}")
     done = call()
     assert (done.status, done.out) == (2, "")
@@ -426,7 +426,7 @@ def test_a_password_that_can_not_be_sent(call: Any, monkeypatch: pytest.MonkeyPa
     ("until", "known"), [("size 1: opening", []), ("size 1: 0.", []), ("size 2: warming", [1]), ("size 2: 0.", [1])]
 )
 def test_interruption(call: Any, monkeypatch: pytest.MonkeyPatch, until: str, known: list[int]) -> None:
-    """Ctrl-C, wherever it strikes, ends the command with what is known."""
+    """Ctrl-C at any point ends the command, which prints the results so far."""
     monkeypatch.setattr(sys, "stderr", Terminal(until))
     done = call("--json", *SHORT)
     data = json.loads(done.out)
@@ -436,7 +436,7 @@ def test_interruption(call: Any, monkeypatch: pytest.MonkeyPatch, until: str, kn
 
 
 def test_too_many_threads(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the machine starts no more threads, those that were started end."""
+    """If the machine can start no more threads, those that were started end."""
     start = threading.Thread.start
 
     def start_three(self: threading.Thread) -> None:
@@ -466,7 +466,7 @@ def test_as_a_program(user: str) -> None:
         [*command, "--seconds", "0.5"], stdout=subprocess.PIPE, stderr=follower, env=environment
     ) as program:
         os.close(follower)
-        with suppress(OSError):  # on Linux the end of a terminal's other side is one
+        with suppress(OSError):  # on Linux a read from a terminal whose other side is closed raises it
             while b"size 2: 0." not in seen:
                 seen += os.read(leader, 1024)
             program.send_signal(signal.SIGINT)
@@ -486,7 +486,7 @@ def test_as_a_program(user: str) -> None:
 
 
 def test_a_pool_is_what_is_measured(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It measures the package's own pool, of each size, with autocommit."""
+    """It measures this package's pool, in each size, with autocommit."""
     made: list[tuple[int, Any]] = []
 
     class Pool(ConnectionPool):

@@ -1,4 +1,4 @@
-"""Who has the connections: an exhausted pool names them, leaks are logged, and lost handles are found."""
+"""Who has the connections: an exhausted pool lists the holders, leaks are logged, and lost handles are found."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 
 def this_line() -> int:
-    """The caller's."""
+    """The line number of the caller."""
     return sys._getframe(1).f_lineno
 
 
 def exhausted(pool: ConnectionPool, **arguments: Any) -> GetConnectionFromPoolError:
-    """The error of a borrow that gets nothing."""
+    """The error of a borrow that times out."""
     with pytest.raises(GetConnectionFromPoolError) as raised:
         pool.get_connection(**{"timeout": 0, **arguments})
     return raised.value
 
 
-# An exhausted pool names the culprits
+# An exhausted pool lists the holders
 
 
 def test_holders(make_pool: MakePool) -> None:
-    """The error tells which thread holds each connection, since when and from which line, the longest held first."""
+    """The error says which thread holds each connection, for how long and from which line, the longest held first."""
     pool = make_pool(size=2)
     mine, line = pool.get_connection(), this_line()
     with one_thread("keeper") as keeper:
@@ -66,7 +66,7 @@ def by_two_blocks(pool: ConnectionPool, held: Callable[[int], None]) -> None:
 
 def by_execute_query(pool: ConnectionPool, held: Callable[[int], None]) -> None:
     class Tell(dict):  # type: ignore[type-arg]
-        """Arguments that are asked for while the query's connection is borrowed."""
+        """Arguments that PyMySQL reads while the query's connection is borrowed."""
 
         def items(self) -> Any:
             held(line)
@@ -81,7 +81,7 @@ def by_execute_query(pool: ConnectionPool, held: Callable[[int], None]) -> None:
 
 @pytest.mark.parametrize("borrow", [by_pool_connection, by_two_blocks, by_execute_query])
 def test_the_line_is_the_users(make_pool: MakePool, borrow: Callable[..., None]) -> None:
-    """However a connection is borrowed, the line is the one in the user's program."""
+    """However a connection is borrowed, the reported line is in the user's program."""
     pool = make_pool(size=2)
     lines = []
 
@@ -97,7 +97,7 @@ def test_the_line_is_the_users(make_pool: MakePool, borrow: Callable[..., None])
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="no notes before Python 3.11")
 def test_notes(make_pool: MakePool) -> None:
-    """The traceback shows the culprits, the longest held first, and then how the pool could be larger."""
+    """The traceback shows the holders, the longest held first, and then how to make the pool larger."""
     pool = make_pool(size=2)
     first, first_line_held = pool.get_connection(), this_line()
     with one_thread("keeper") as keeper:
@@ -117,7 +117,7 @@ def test_notes(make_pool: MakePool) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="no notes before Python 3.11")
 def test_a_nested_borrow_is_pointed_out(make_pool: MakePool) -> None:
-    """A thread that waits for a connection that it holds itself is told so, and no other thread is."""
+    """The error says so if a thread waits for a connection that it holds itself, and only then."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     [note, _] = exhausted(pool).__notes__
@@ -129,12 +129,12 @@ def test_a_nested_borrow_is_pointed_out(make_pool: MakePool) -> None:
 
 
 def test_culprits_that_return_while_they_are_named(make_pool: MakePool) -> None:
-    """Holders that return in the very moment in which they are named do no harm to who asked."""
+    """Holders that return their connections while they are being listed cause no other error."""
     pool = make_pool(size=2)
     kept: list[Connection] = []
 
     class Culprit(threading.Thread):
-        """A thread whose connections come back when its name is asked for."""
+        """A thread that returns its connections when its name is read."""
 
         @property
         def name(self) -> str:  # type: ignore[override]
@@ -151,7 +151,7 @@ def test_culprits_that_return_while_they_are_named(make_pool: MakePool) -> None:
 
 
 def test_max_waiting(make_pool: MakePool) -> None:
-    """With `max_waiting` in the line the next is refused at once, with the culprits, however long it would wait."""
+    """If `max_waiting` threads are waiting, the next is refused at once, with the holders, whatever its timeout."""
     pool = make_pool(size=1, max_waiting=1)
     connection, line = pool.get_connection(), this_line()
     with one_thread() as thread, closing(connection):
@@ -165,7 +165,7 @@ def test_max_waiting(make_pool: MakePool) -> None:
 
 
 def test_max_waiting_of_none_at_all(make_pool: MakePool) -> None:
-    """With a `max_waiting` of 0 nobody waits, and what is free is lent."""
+    """With a `max_waiting` of 0 no thread waits, and free connections are lent."""
     pool = make_pool(size=1, max_waiting=0)
     with pool.connection():
         exhausted(pool, timeout=None)
@@ -191,7 +191,7 @@ def find_by_time_out(pool: ConnectionPool, _: Connection) -> None:
 def test_leak_warning(
     make_pool: MakePool, running_clock: Clock, caplog: pytest.LogCaptureFixture, find: Callable[..., None], size: int
 ) -> None:
-    """A connection held longer than `leak_warning` is logged once, with the line, and again when it comes back."""
+    """A connection held longer than `leak_warning` is logged once, with the line, and again when it is returned."""
     pool = make_pool(size=size, leak_warning=60)
     connection, line = pool.get_connection(), this_line()
     running_clock.advance(59)
@@ -280,7 +280,7 @@ def line_of_borrow(loss: Callable[..., Any]) -> int:
 
 @pytest.mark.parametrize("look", [ConnectionPool.size, lambda pool: pool.get_connection(timeout=0).close()])
 @pytest.mark.parametrize("loss", LOSSES)
-# In a cycle the collector may come to the socket first, which warns of itself as well; so does PyMySQL 1.0.
+# In a cycle the collector may finalize the socket first, which also warns; so does PyMySQL 1.0.
 @pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
 def test_a_lost_handle_is_found(
     make_pool: MakePool,
@@ -289,7 +289,7 @@ def test_a_lost_handle_is_found(
     loss: Callable[[ConnectionPool], None],
     look: Callable[[ConnectionPool], object],
 ) -> None:
-    """A borrowed connection that nothing refers to any more gives its place back, with a warning at its line."""
+    """A borrowed connection that is no longer referenced gives its place back, with a warning at its line."""
     pool = make_pool(size=1)
     for _ in range(3):
         loss(pool)
@@ -306,7 +306,7 @@ def test_a_lost_handle_is_found(
 @pytest.mark.parametrize("in_cycle", [False, True])
 @pytest.mark.filterwarnings("ignore:unclosed <s:ResourceWarning")
 def test_a_lost_handle_comes_to_who_waits(make_pool: MakePool, in_cycle: bool) -> None:
-    """A thread that waits for ever gets the place of a handle that is lost, though nobody else calls the pool."""
+    """A thread that waits without a timeout gets the place of a lost handle, even if nobody else calls the pool."""
     pool = make_pool(size=1)
     holding, losing = threading.Event(), threading.Event()
     lines = []
@@ -339,7 +339,7 @@ def test_a_lost_handle_comes_to_who_waits(make_pool: MakePool, in_cycle: bool) -
 
 
 def test_the_handle_of_an_ended_thread(make_pool: MakePool) -> None:
-    """A connection whose thread has ended, but which something still refers to, is not taken away, only named."""
+    """A connection whose thread has ended, but which is still referenced, is not taken back, only reported."""
     pool = make_pool(size=1)
     kept: list[Connection] = []
     thread = threading.Thread(target=lambda: kept.append(pool.get_connection()), name="short")
@@ -359,7 +359,7 @@ def test_the_handle_of_an_ended_thread(make_pool: MakePool) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_no_lock_where_a_handle_dies(make_pool: MakePool, loss: Callable[[ConnectionPool], None]) -> None:
-    """A handle may die anywhere, also where the collector strikes inside the pool's lock."""
+    """A handle may be collected at any point, even while the queue's mutex is held."""
     pool = make_pool(size=1)
     gc.disable()
     try:
@@ -372,7 +372,7 @@ def test_no_lock_where_a_handle_dies(make_pool: MakePool, loss: Callable[[Connec
 
 
 def test_who_finds_a_lost_handle_is_not_to_blame(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
-    """Where warnings are errors, the finder's borrow works all the same, and the log has the line."""
+    """If warnings are errors, the borrow that finds a lost handle still works, and the line is logged."""
     pool = make_pool(size=1)
     lose(pool)
     gc.collect()
@@ -383,7 +383,7 @@ def test_who_finds_a_lost_handle_is_not_to_blame(make_pool: MakePool, caplog: py
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_what_a_lost_handle_wrote_is_undone(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """A lost handle's transaction ends with its session, and holds up nobody."""
+    """A lost handle's transaction ends with its session, and blocks nobody."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.numbers (number int primary key) engine=innodb")
     pool = make_pool(size=1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def test_the_cursor_of_a_block_answers_for_its_connection(make_pool: MakePool) -> None:
-    """What a block gets is a cursor, and has what the connection has: methods, attributes and more cursors."""
+    """A block gets a cursor that also has its connection's methods and attributes, including `cursor()`."""
     with make_pool().get_connection() as conn:
         assert isinstance(conn, pymysql.cursors.Cursor)
         assert isinstance(conn.connection, Connection)
@@ -38,7 +38,7 @@ def test_the_cursor_of_a_block_answers_for_its_connection(make_pool: MakePool) -
 
 
 class CursorProxy:
-    """Stands in front of a cursor, as tracers' cursors do, and has the class of what is behind it."""
+    """A proxy of a cursor, as tracing packages use it, whose `__class__` is that of the cursor."""
 
     def __init__(self, behind: Any) -> None:
         object.__setattr__(self, "behind", behind)
@@ -57,15 +57,15 @@ class CursorProxy:
 
 
 class Proxied(Connection):
-    """All its cursors are behind proxies."""
+    """A connection whose cursors are all wrapped in proxies."""
 
     def cursor(self, cursor: Any = None) -> Any:
-        """One behind a proxy."""
+        """Return a cursor in a proxy."""
         return CursorProxy(super().cursor(cursor))
 
 
 def test_a_proxy_of_a_cursor_answers_for_its_connection(make_pool: MakePool) -> None:
-    """What a subclass's `cursor()` puts in front of a cursor stays in front of it in a block."""
+    """A proxy that a subclass's `cursor()` returns is also what a block gets."""
     pool = make_pool(size=1, connection_class=Proxied)
     with pool.get_connection() as cursor:
         assert type(cursor) is type(cursor.cursor()) is CursorProxy
@@ -80,7 +80,7 @@ def test_a_proxy_of_a_cursor_answers_for_its_connection(make_pool: MakePool) -> 
 def test_the_cursor_of_a_block_is_closed_at_its_end(
     make_pool: MakePool, error: BaseException | None, is_inner: bool
 ) -> None:
-    """However a block ends, its cursor is closed then, and says so as PyMySQL's does; the rows it has can be read."""
+    """However a block ends, its cursor is then closed, with PyMySQL's errors; rows already fetched can be read."""
     connection = make_pool(size=1).get_connection()
     with connection if is_inner else nullcontext():
         with suppress(Boom, KeyboardInterrupt), connection as cur:
@@ -92,7 +92,7 @@ def test_the_cursor_of_a_block_is_closed_at_its_end(
 
 
 def test_a_closed_cursor_does_not_end_the_block(make_pool: MakePool, add: Add, numbers: Numbers) -> None:
-    """A block whose cursor was closed by hand commits and returns as any other; its connection can still be asked."""
+    """A block whose cursor was closed explicitly commits and returns as usual; its connection can still be used."""
     pool = make_pool(size=1)
     with pool.get_connection() as cur:
         add(cur, 1)
@@ -106,7 +106,7 @@ def test_a_closed_cursor_does_not_end_the_block(make_pool: MakePool, add: Add, n
 
 
 def test_a_block_without_a_cursor_gives_its_connection_back(make_pool: MakePool) -> None:
-    """Where the cursor of a block can't be made, the connection goes back and the error comes out."""
+    """If the cursor of a block can't be created, the connection is returned and the error is raised."""
 
     class Broken(Cursor):
         def __init__(self, _connection: Any) -> None:
@@ -129,7 +129,7 @@ def test_a_block_without_a_cursor_gives_its_connection_back(make_pool: MakePool)
 
 
 def test_shorthands_of_cursors(alone: Connection, make_pool: MakePool, table: str) -> None:
-    """Cursors have `db_query` and `db_modify`, with a pool and without, in a block and of any class."""
+    """Cursors of any class have `db_query` and `db_modify`, with and without a pool, inside and outside blocks."""
     insert = f"insert into {table} (number) values (%s)"
     with alone.cursor() as cursor:
         assert cursor.db_modify(insert, (1,)) == {"rowcount": 1, "lastrowid": 1}
@@ -144,7 +144,7 @@ def test_shorthands_of_cursors(alone: Connection, make_pool: MakePool, table: st
 
 
 def test_cursors_as_with_pymysql(make_pool: MakePool) -> None:
-    """A function makes a cursor as with PyMySQL, and a cursor class's own `__getattr__` and `db_query` stay."""
+    """A function may make a cursor, as with PyMySQL; a cursor class keeps its own `__getattr__` and `db_query`."""
 
     class Mine(Cursor):
         def __getattr__(self, name: str) -> Any:
@@ -166,7 +166,7 @@ def test_cursors_as_with_pymysql(make_pool: MakePool) -> None:
 
 
 def test_a_failing_unbuffered_query_is_over(make_pool: MakePool) -> None:
-    """What is left of it reads nothing of a later reply."""
+    """After an unbuffered query has failed, its cursor reads nothing of a later reply."""
     connection = make_pool(size=1).get_connection()
     cursor = connection.cursor(SSCursor)
     with pytest.raises(pymysql.err.ProgrammingError):
@@ -181,7 +181,7 @@ def test_a_failing_unbuffered_query_is_over(make_pool: MakePool) -> None:
 
 
 def test_an_unbuffered_result_after_its_end(make_pool: MakePool) -> None:
-    """An unbuffered cursor that is at its end says so again and again, also when another query has been run since."""
+    """An unbuffered cursor at its end keeps returning no rows, even after another query has been run."""
     connection = make_pool(size=1).get_connection()
     cursor = connection.cursor(SSCursor)
     cursor.execute("select 1")

@@ -1,4 +1,4 @@
-"""The end of a pool: `close()`, being dropped, the program's end. Run as a program, this file ends in a given way."""
+"""The end of a pool: `close()`, garbage collection, program exit. Run as a program, this file exits in a given way."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def aborted(server: Server, admin: Admin, database: str) -> Callable[[], int]:
-    """Tell how many clients have gone without a goodbye, as soon as the test's sessions have ended."""
+    """Return how many clients were closed without COM_QUIT, as soon as the test's sessions have ended."""
     if not server.supports_faults:
         pytest.skip("others may use the server, and go without a goodbye")
 
@@ -47,7 +47,7 @@ def aborted(server: Server, admin: Admin, database: str) -> Callable[[], int]:
 
 
 def test_close_says_goodbye(make_pool: MakePool, aborted: Callable[[], int]) -> None:
-    """`close()` ends idle sessions with a goodbye, and borrowed ones when they come back."""
+    """`close()` ends idle sessions with COM_QUIT, and borrowed ones when they are returned."""
     before = aborted()
     pool = make_pool(size=4)
     with pool.connection(), pool.connection():
@@ -57,7 +57,7 @@ def test_close_says_goodbye(make_pool: MakePool, aborted: Callable[[], int]) -> 
 
 
 def test_close_wakes_who_waits(make_pool: MakePool) -> None:
-    """All who wait in the line, for ever or not, learn at once that the pool is closed."""
+    """All waiting threads, with or without a timeout, get PoolClosedError at once."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     with ThreadPoolExecutor(4) as threads:
@@ -71,7 +71,7 @@ def test_close_wakes_who_waits(make_pool: MakePool) -> None:
 
 
 def test_borrow_from_a_closed_pool(make_pool: MakePool) -> None:
-    """A closed pool lends nothing, in no way and however long one would wait."""
+    """A closed pool lends nothing, whatever the method and the timeout."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     connection.close()
@@ -88,7 +88,7 @@ def test_borrow_from_a_closed_pool(make_pool: MakePool) -> None:
 
 
 def test_what_is_borrowed_outlives_close(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """A borrowed connection works after `close()`, and is closed when it comes back."""
+    """A borrowed connection works after `close()`, and is closed when it is returned."""
     pool = make_pool(size=2)
     connection = pool.get_connection()
     assert pool.close() == 1
@@ -103,7 +103,7 @@ def test_what_is_borrowed_outlives_close(make_pool: MakePool, admin: Admin, data
 
 @pytest.mark.parametrize("timeout", [None, 500])
 def test_close_waits_for_what_is_borrowed(make_pool: MakePool, timeout: float | None) -> None:
-    """`close(timeout)` returns as soon as all is back, and tells that nothing is out."""
+    """`close(timeout)` returns 0 as soon as all connections have been returned."""
     pool = make_pool(size=2)
     connections = [pool.get_connection() for _ in range(2)]
     with one_thread() as thread:
@@ -116,7 +116,7 @@ def test_close_waits_for_what_is_borrowed(make_pool: MakePool, timeout: float | 
 
 
 def test_close_waits_for_what_is_lost(make_pool: MakePool) -> None:
-    """A connection that is lost while `close(timeout)` waits for it is not waited for any more."""
+    """`close(timeout)` stops waiting for a connection that is lost in the meantime."""
     pool = make_pool(size=1)
     connections = [pool.get_connection()]
     with one_thread() as thread:
@@ -128,7 +128,7 @@ def test_close_waits_for_what_is_lost(make_pool: MakePool) -> None:
 
 
 def test_close_tells_what_is_still_out(make_pool: MakePool) -> None:
-    """When its time is over `close(timeout)` returns the number of connections that are still out."""
+    """When its time is over `close(timeout)` returns the number of connections that are still borrowed."""
     pool = make_pool(size=3)
     connections = [pool.get_connection() for _ in range(2)]
     assert pool.close(timeout=0.05) == 2
@@ -153,7 +153,7 @@ def test_the_end_of_a_with_block(make_pool: MakePool, admin: Admin, database: st
 
 @pytest.mark.parametrize("in_cycle", [False, True])
 def test_a_dropped_pool_says_goodbye(server: Server, database: str, aborted: Callable[[], int], in_cycle: bool) -> None:
-    """A pool that nobody refers to any more takes its leave from the server."""
+    """A pool that is no longer referenced closes its sessions with COM_QUIT."""
     before = aborted()
     pool = ConnectionPool(3, "pool1", database=database, **server.connect_kwargs)
     borrow_all(pool)
@@ -165,7 +165,7 @@ def test_a_dropped_pool_says_goodbye(server: Server, database: str, aborted: Cal
 
 
 def test_a_borrowed_connection_of_a_dropped_pool(server: Server, database: str, aborted: Callable[[], int]) -> None:
-    """A borrowed connection keeps what it needs of its pool, and both say goodbye in the end."""
+    """A borrowed connection keeps its pool alive, and in the end all sessions are closed with COM_QUIT."""
     before = aborted()
     connection = ConnectionPool(2, "pool1", database=database, **server.connect_kwargs).get_connection()
     gc.collect()
@@ -180,7 +180,7 @@ def test_a_borrowed_connection_of_a_dropped_pool(server: Server, database: str, 
 
 
 def keep_idle(pool: ConnectionPool) -> None:
-    """It is alive when the interpreter exits."""
+    """Leave a pool with idle connections alive until the interpreter exits."""
     borrow_all(pool)
     globals()["kept"] = pool
 
@@ -286,7 +286,7 @@ DISORDERLY = [
 def test_a_program_says_goodbye(
     server: Server, database: str, aborted: Callable[[], int], way: Callable[..., None]
 ) -> None:
-    """A program that ends with all connections returned exits, prints nothing, and takes its leave from the server."""
+    """A program that ends with all connections returned exits, prints nothing, and closes them with COM_QUIT."""
     before = aborted()
     assert run_as_program(__file__, {"database": database, **server.connect_kwargs}, way.__name__) == (0, "", "")
     assert aborted() == before
@@ -294,19 +294,19 @@ def test_a_program_says_goodbye(
 
 @pytest.mark.parametrize("way", [*ORDERLY, *DISORDERLY])
 def test_a_program_always_exits(server: Server, way: Callable[..., None]) -> None:
-    """A program exits, and prints nothing, whatever it leaves borrowed, waiting or at work."""
+    """A program exits, and prints nothing, whatever connections or threads it leaves borrowed, waiting or running."""
     if way in DISORDERLY:
         skip_where_the_interpreter_prints()
     assert run_as_program(__file__, server.connect_kwargs, way.__name__) == (0, "", "")
 
 
 def main(connect_kwargs: dict[str, Any], way: str) -> None:
-    """End this way."""
+    """End the program in this way."""
     globals()[way](ConnectionPool(2, "pool1", **connect_kwargs))
 
 
 def test_an_opener_whose_pool_is_closed_is_told_so(make_pool: MakePool) -> None:
-    """Who opens a connection is a holder, and gets PoolClosedError where the pool is closed meanwhile."""
+    """A thread that is opening a connection counts as a holder, and gets PoolClosedError if the pool is closed."""
     begun, go_on = threading.Event(), threading.Event()
 
     class Slow(pymysqlpool.Connection):

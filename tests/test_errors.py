@@ -1,4 +1,4 @@
-"""What an error says: whether the session is worth keeping, whether to do it again, and whether it may be done."""
+"""What an error implies: whether the session is reused, whether to try again, and whether the outcome is known."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ FINAL = [1045, 1049, 1053, 1062, 1064, 1105, 1180, 1226, 1317, 1927, 2006, 2013]
 
 @pytest.mark.parametrize("code", RETRYABLE)
 def test_what_certainly_was_not_done_may_be_done_again(code: int) -> None:
-    """Where nothing was done for certain, and a node or a moment later may take it, it is retryable."""
+    """An error is retryable if nothing was done for certain, and another node or a later try may succeed."""
     assert is_retryable(OperationalError(code, "why"))
 
 
 @pytest.mark.parametrize("code", FINAL)
 def test_what_may_be_done_or_never_will_is_not_done_again(code: int) -> None:
-    """Where the code alone does not say that nothing was done, or no try will succeed, it is not."""
+    """An error is not retryable if its code alone does not say that nothing was done, or if no try will succeed."""
     assert not is_retryable(OperationalError(code, "why"))
 
 
@@ -54,13 +54,13 @@ def test_other_errors() -> None:
 
 
 def test_a_server_that_can_not_be_reached(make_pool: MakePool) -> None:
-    """A connection that was never made has done nothing."""
+    """A failure to connect is retryable, as nothing was done."""
     with pytest.raises(OperationalError) as raised:
         make_pool(port=1)
     assert is_retryable(raised.value)
 
 
-# What is done, with autocommit or not; at what the connection is lost; whether it may be done all the same.
+# What is executed, with autocommit or not; where the connection is lost; whether it may have been committed.
 LOST: list[tuple[bool, list[str], bool]] = [
     (True, ["insert into t values (1)"], True),
     (True, ["select 1"], False),
@@ -87,7 +87,7 @@ def test_a_lost_connection_says_whether_the_outcome_is_known(  # noqa: PLR0917 -
     is_unknown: bool,
     is_done: bool,
 ) -> None:
-    """Where the connection is lost at what may have committed, the outcome is unknown; else nothing was done."""
+    """If the connection is lost at a command that may have committed, the outcome is unknown; else nothing was done."""
     pool = make_proxied(make_pool, protocol_proxy, autocommit=autocommit)
 
     def cut(command: Command, *_: Any) -> Any:
@@ -138,7 +138,7 @@ def test_a_node_that_refuses_costs_the_session_and_a_conflict_does_not(
 
 
 def test_a_node_that_is_not_ready_is_waited_for(make_pool: MakePool, protocol_proxy: ProtocolProxy) -> None:
-    """Where an opening is answered by 1047 the borrower waits, within its timeout, and few openings are tried."""
+    """If opening fails with 1047 the borrower waits, within its timeout, and opening is not tried often."""
     pool = make_proxied(make_pool, protocol_proxy, pre_create_num=0)
     refusals = iter([1, 2, 3])
     protocol_proxy.answer = lambda _: [error_packet(1047, "not ready")] if next(refusals, None) else None
@@ -160,7 +160,7 @@ def test_a_node_that_is_not_ready_is_waited_for(make_pool: MakePool, protocol_pr
         (b"SELECT 1", False, False),
         (b"select f(1)", False, True),
         (b"/* x */ insert into t values (1)", False, True),
-        (b"insert into t values (';')", True, True),  # a second statement is not told from what is quoted
+        (b"insert into t values (';')", True, True),  # a second statement is not distinguished from quoted text
         (b"update t set n = 1; commit", True, True),
         (b"savepoint a", False, True),
         (b"rollback", False, False),
@@ -171,13 +171,13 @@ def test_a_node_that_is_not_ready_is_waited_for(make_pool: MakePool, protocol_pr
     ],
 )
 def test_what_may_commit(sql: bytes, inside: bool, outside: bool) -> None:
-    """A statement that reads commits nothing; in a transaction neither does one that writes rows; all else may."""
+    """A read commits nothing, nor does a statement that writes rows in a transaction; any other statement may."""
     assert may_commit(sql, in_transaction=True) is inside
     assert may_commit(sql, in_transaction=False) is outside
 
 
 def test_where_no_other_session_can_be_had_nothing_was_done(make_pool: MakePool, protocol_proxy: ProtocolProxy) -> None:
-    """A borrower whose session's reset fails, and cannot be replaced, is told so; its command was never sent."""
+    """If a session's reset fails and no other can be opened, the error is retryable: no command was sent."""
     pool = make_proxied(make_pool, protocol_proxy, autocommit=True)
     for _ in range(2):
         with pool.connection() as connection:
@@ -213,7 +213,7 @@ def test_where_no_other_session_can_be_had_nothing_was_done(make_pool: MakePool,
     ],
 )
 def test_errors_have_their_place(error: type[Exception], bases: set[type]) -> None:
-    """Each error stands at its place among PyMySQL's, and prints and pickles under its public name."""
+    """Each error is derived from the right PyMySQL errors, and prints and pickles under its public name."""
     assert set(error.__bases__) == bases
     assert error.__module__ == "pymysqlpool"
     text = f"pymysqlpool.{error.__name__}: why\n"
@@ -223,7 +223,7 @@ def test_errors_have_their_place(error: type[Exception], bases: set[type]) -> No
 
 
 def test_an_exhausted_pool_error_survives_pickling(make_pool: MakePool) -> None:
-    """Who holds the connections is plain data and comes through a pickle with the text."""
+    """The list of holders is plain data and survives pickling with the text."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     with pytest.raises(GetConnectionFromPoolError) as raised:
@@ -246,11 +246,11 @@ def test_pools_and_connections_are_not_copied(make_pool: MakePool, copied: Calla
                 copied(thing)
 
 
-# As they are
+# Unchanged errors
 
 
 def test_an_error_with_a_signature_of_its_own_arrives_as_it_is(make_pool: MakePool) -> None:
-    """An opening's error is remembered for others, and the borrower gets the very error."""
+    """An error in opening a connection is stored for other borrowers; the borrower itself gets that same object."""
 
     class Odd(pymysql.err.OperationalError):
         def __init__(self, host: str, *, hint: str) -> None:
@@ -274,7 +274,7 @@ def test_an_error_with_a_signature_of_its_own_arrives_as_it_is(make_pool: MakePo
 
 
 def test_what_pymysql_deprecates_is_told_of_the_caller_s_line(make_pool: MakePool) -> None:
-    """Not of a line in this package."""
+    """A deprecation warning names the caller's line, not one in this package."""
     connection = make_pool(size=1).get_connection()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -54,7 +54,7 @@ def test_execute_query_commits(make_pool: MakePool, numbers: Numbers, table: str
 
 
 def test_a_failed_execute_query_is_undone(make_pool: MakePool, numbers: Numbers, table: str) -> None:
-    """An `execute_query` that fails half-way leaves nothing behind, and returns the connection."""
+    """An `execute_query` that fails halfway leaves nothing behind, and returns the connection."""
     pool = make_pool(size=1)
     handle = pool.get_connection()
     with pytest.raises(pymysql.err.IntegrityError):
@@ -72,7 +72,7 @@ def test_execute_query_uses_the_pools_cursorclass(make_pool: MakePool) -> None:
 
 
 def test_a_percent_sign_without_arguments(make_pool: MakePool) -> None:
-    """Even no arguments are formatted into the query; the error says how a percent sign is written."""
+    """Even empty arguments are formatted into the query; the error says how to write a percent sign."""
     connection = make_pool(size=1).get_connection()
     with connection as cur:
         for ask in (cur.db_query, cur.db_modify, connection.execute_query):
@@ -80,13 +80,13 @@ def test_a_percent_sign_without_arguments(make_pool: MakePool) -> None:
                 ask("select 'a' like 'a%'")
             ask("select 'a' like 'a%'", None)
             ask("select 'a' like 'a%%'")
-        with pytest.raises(pymysql.err.ProgrammingError) as caught:  # the server's own, also where it tells of a format
+        with pytest.raises(pymysql.err.ProgrammingError) as caught:  # the server's, which mentions a format
             cur.db_query("select format from")
         assert caught.value.args[0] != 0
 
 
 def test_a_single_argument_is_deprecated_at_the_caller_s_line(make_pool: MakePool) -> None:
-    """As PyMySQL has it."""
+    """A single argument that is not in a tuple is deprecated, as in PyMySQL; the warning names the caller's line."""
     connection = make_pool(size=1).get_connection()
     with connection as cur:
         for ask in (cur.db_query, connection.execute_query):

@@ -1,4 +1,4 @@
-"""The queue: last in, first out for what rests, first come, first served for who waits, and nothing lost between."""
+"""The queue: last in, first out for idle items; first come, first served for waiters; no item is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pymysqlpool.fairqueue import FairQueue, QueueClosed
 
 
 def line_up(queue_: FairQueue[Any], threads: ThreadPoolExecutor, count: int) -> list[Future[Any]]:
-    """Let threads wait for ever, one after the other."""
+    """Let threads wait without a timeout, one after the other."""
     line = []
     for _ in range(count):
         already = queue_.waiting()
@@ -45,7 +45,7 @@ def test_it_is_a_queue() -> None:
 
 
 def test_last_in_first_out() -> None:
-    """What came last is taken first."""
+    """The item that was added last is taken first."""
     items: FairQueue[int] = FairQueue()
     for item in (1, 2, 3):
         items.put(item)
@@ -54,7 +54,7 @@ def test_last_in_first_out() -> None:
 
 
 def test_what_rests_can_be_told_while_it_changes() -> None:
-    """Where one gives or takes amid the count of what rests, as without a GIL can be, it is counted again."""
+    """If another thread changes the queue while `idle()` copies it, as can happen without a GIL, it is copied again."""
 
     class Restless(deque):  # type: ignore[type-arg]
         is_at_rest = False
@@ -83,7 +83,7 @@ def test_ten_waiters_are_served_in_order(threads: ThreadPoolExecutor) -> None:
 
 
 def test_a_passer_by_does_not_take_what_is_handed_over(threads: ThreadPoolExecutor) -> None:
-    """An item that was put while somebody waits is nobody else's, even before the waiter has woken."""
+    """An item that is put while a thread waits goes to no other thread, even before the waiter has woken up."""
     items: FairQueue[int] = FairQueue()
     for _ in range(100):
         [waiter] = line_up(items, threads, 1)
@@ -94,7 +94,7 @@ def test_a_passer_by_does_not_take_what_is_handed_over(threads: ThreadPoolExecut
 
 
 class EventfulQueue(FairQueue[str]):
-    """One in which something happens at the end of this thread's wait, before it looks at the queue again."""
+    """A queue that calls a function at the end of this thread's wait, before it checks the queue again."""
 
     def __init__(self, *events: Any) -> None:
         super().__init__()
@@ -121,14 +121,14 @@ def interrupt(_: EventfulQueue) -> None:
 
 
 def test_a_waiter_that_times_out_while_it_is_handed_an_item_gets_it() -> None:
-    """What is handed over between the end of the time and its last look is not lost: the waiter takes it."""
+    """An item that comes between the end of a wait and the waiter's last check is taken by the waiter."""
     items = EventfulQueue(put)
     assert items.get(timeout=0.1) == "handed"
     assert (items.qsize(), items.waiting()) == (0, 0)
 
 
 def test_what_comes_after_the_time_rests() -> None:
-    """Who has timed out has left the line: what comes then goes to others."""
+    """A thread that has timed out is no longer a waiter: items that come later go to others."""
     items = EventfulQueue()
     with pytest.raises(queue.Empty):
         items.get(timeout=0.1)
@@ -139,9 +139,9 @@ def test_what_comes_after_the_time_rests() -> None:
 
 @pytest.mark.parametrize("timeout", [0.1, 30])
 def test_an_interrupted_waiter_hands_on_to_the_next(threads: ThreadPoolExecutor, timeout: float) -> None:
-    """A waiter that is interrupted after it was handed an item gives it to the next in line."""
+    """If a waiter is interrupted after an item was put for it, the next waiter gets the item."""
     items = EventfulQueue(put, interrupt)
-    if timeout > 1:  # served within the time, and then interrupted
+    if timeout > 1:  # an item comes in time, and then the waiter is interrupted
         items.events = [interrupt]
         threading.Thread(target=lambda: (eventually(lambda: items.waiting() == 1), put(items))).start()
         with pytest.raises(KeyboardInterrupt):
@@ -161,7 +161,7 @@ def test_an_interrupted_waiter_hands_on_to_the_next(threads: ThreadPoolExecutor,
 
 
 def test_an_interrupted_waiter_lets_it_rest() -> None:
-    """Where nobody waits behind it, what an interrupted waiter was handed rests."""
+    """If no other thread waits, the item that was put for an interrupted waiter stays in the queue."""
     items = EventfulQueue(put, interrupt)
     with pytest.raises(KeyboardInterrupt):
         items.get(timeout=0.1)
@@ -170,7 +170,7 @@ def test_an_interrupted_waiter_lets_it_rest() -> None:
 
 
 def test_an_interrupted_waiter_leaves_the_line() -> None:
-    """A waiter that is interrupted before it was handed anything is handed nothing."""
+    """A waiter that is interrupted before an item is put gets none."""
     items = EventfulQueue(interrupt)
     with pytest.raises(KeyboardInterrupt):
         items.get(timeout=0.1)
@@ -179,7 +179,7 @@ def test_an_interrupted_waiter_leaves_the_line() -> None:
 
 
 def test_what_was_laid_down_by_one_who_was_interrupted_is_found(threads: ThreadPoolExecutor) -> None:
-    """Who puts an item and is interrupted before the look for waiters does not leave them waiting beside it."""
+    """If put() is interrupted before it checks for waiters, they find the item nevertheless."""
     items: FairQueue[str] = FairQueue()
     [waiter] = line_up(items, threads, 1)
     items.queue.append("left lying")  # the first half of `put()`
@@ -188,9 +188,9 @@ def test_what_was_laid_down_by_one_who_was_interrupted_is_found(threads: ThreadP
 
 
 def test_a_waiter_that_never_left_the_line_holds_nobody_up(threads: ThreadPoolExecutor) -> None:
-    """One that was interrupted a second time while it left the line neither takes an item nor keeps others from one."""
+    """A waiter whose entry was not removed, because of a second interrupt, takes no item and blocks no other waiter."""
     items: FairQueue[str] = FairQueue()
-    items._line[-1] = fairqueue.Waiter().reference  # gone, and still in the line
+    items._line[-1] = fairqueue.Waiter().reference  # it has ended, but its entry is still there
     alive = fairqueue.Waiter()
     items._line[-2] = alive.reference
     assert items.waiting() == 1
@@ -209,7 +209,7 @@ def test_a_waiter_that_never_left_the_line_holds_nobody_up(threads: ThreadPoolEx
 
 
 def test_a_waiter_that_can_not_go_on_is_passed_over() -> None:
-    """One whose thread is held up in a signal handler keeps others waiting for a moment only."""
+    """A waiter whose thread is busy in a signal handler delays the others only for a moment."""
     items: FairQueue[str] = FairQueue()
     held_up = fairqueue.Waiter()
     held_up.thread = -1
@@ -220,7 +220,7 @@ def test_a_waiter_that_can_not_go_on_is_passed_over() -> None:
 
 
 def test_who_waits_already_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit refuses who comes, while whoever waits already waits on."""
+    """The limit refuses new waiters; those that are already waiting go on waiting."""
     monkeypatch.setattr(fairqueue, "CHECK_INTERVAL", 0.001)
     one_more = fairqueue.Waiter()
     one_more.thread = -1
@@ -236,7 +236,7 @@ def test_who_waits_already_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_an_item_that_another_takes_first() -> None:
-    """Who finds an item, and then finds it gone, waits on."""
+    """A waiter whose item is taken by another thread at the last moment goes on waiting."""
 
     class Raced(FairQueue[str]):
         tries = 0
@@ -257,7 +257,7 @@ def test_an_item_that_another_takes_first() -> None:
 
 @pytest.mark.usefixtures("control_c")
 def test_control_c_interrupts_the_wait() -> None:
-    """Control-C reaches a main thread that waits for ever, which then has left the line."""
+    """Control-C interrupts a main thread that waits without a timeout, and it is no longer a waiter."""
     items: FairQueue[str] = FairQueue()
 
     def press() -> None:
@@ -275,7 +275,7 @@ def test_control_c_interrupts_the_wait() -> None:
 
 
 def test_close_wakes_all(threads: ThreadPoolExecutor) -> None:
-    """`close()` wakes all who wait, and from then on nothing goes in or comes out."""
+    """`close()` wakes all waiters, and from then on no item can be put or taken."""
     items: FairQueue[str] = FairQueue()
     line = line_up(items, threads, 3)
     assert not items.closed
@@ -293,7 +293,7 @@ def test_close_wakes_all(threads: ThreadPoolExecutor) -> None:
 
 
 def test_close_returns_what_rested() -> None:
-    """`close()` gives what rested to its caller, once."""
+    """`close()` returns the idle items, once."""
     items: FairQueue[str] = FairQueue()
     items.put("one")
     items.put("two")
@@ -303,7 +303,7 @@ def test_close_returns_what_rested() -> None:
 
 
 def test_what_is_taken_out_of_a_closing_queue_is_put_back_by_nobody() -> None:
-    """What `close()` finds, of one who puts it at that moment, is the closer's alone."""
+    """An item that is put while the queue is being closed belongs to `close()` alone, if that finds it."""
 
     class ClosedAmidPut(FairQueue[str]):
         def _announce(self, item: str) -> None:
@@ -312,13 +312,13 @@ def test_what_is_taken_out_of_a_closing_queue_is_put_back_by_nobody() -> None:
 
     found: list[str] = []
     items = ClosedAmidPut()
-    items._closed = True  # as who puts sees it, while `close()` has yet to look what rests
+    items._closed = True  # as put() sees it, before `close()` has taken the idle items
     items.put("late")
     assert (found, items.idle()) == (["late"], [])
 
 
 def test_what_comes_just_before_the_close_is_had_by_one() -> None:
-    """An item that comes at the end of a wait, just before the close, is the closer's, and the waiter is told so."""
+    """`close()` gets an item that comes at the end of a wait, just before the close; the waiter gets QueueClosed."""
     found: list[str] = []
     items = EventfulQueue(put, lambda queue_: found.extend(queue_.close()))
     with pytest.raises(QueueClosed):
@@ -327,20 +327,20 @@ def test_what_comes_just_before_the_close_is_had_by_one() -> None:
 
 
 def test_nothing_comes_to_rest_in_a_closed_queue() -> None:
-    """What a waiter was handed before the queue was closed, and could not take, does not rest in there."""
+    """An item that was put before the close, for a waiter that did not take it, does not stay in the queue."""
     items = EventfulQueue(put, lambda queue_: queue_.close(), interrupt)
-    with pytest.raises(BaseException):  # noqa: B017, PT011  the interrupt or what came of it
+    with pytest.raises(BaseException):  # noqa: B017, PT011  the interrupt, or its consequence
         items.get(timeout=0.1)
     assert items.idle() == []
     with pytest.raises(QueueClosed):
         items.get(block=False)
 
 
-# Entered again
+# Reentrant calls
 
 
 def test_a_get_in_a_signal_handler_goes_before_the_one_it_has_interrupted() -> None:
-    """A get() in a signal handler gets what comes for the waiting get() of the same thread, which waits on."""
+    """A get() in a signal handler gets an item before the waiting get() of the same thread, which goes on waiting."""
     items: FairQueue[str] = FairQueue()
     got: list[str] = []
 
@@ -362,7 +362,7 @@ def test_a_get_in_a_signal_handler_goes_before_the_one_it_has_interrupted() -> N
 
 
 class InCycle:
-    """Only the collector finds it, and it puts and gets, wherever that strikes."""
+    """An object in a cycle that puts and gets an item when the collector finalizes it, at any point."""
 
     def __init__(self, items: FairQueue[int]) -> None:
         self.items = items
@@ -375,7 +375,7 @@ class InCycle:
 
 @pytest.mark.parametrize("waiters", [1, 11])
 def test_signals_and_collectors_strike_anywhere(waiters: int) -> None:
-    """A signal handler at every turn and finalizers that get and put, in all threads: nothing hangs, none is lost."""
+    """With signal handlers and finalizers that get and put in all threads, nothing hangs and no item is lost."""
     items: FairQueue[int] = FairQueue()
     for number in range(3):
         items.put(number)

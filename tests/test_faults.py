@@ -1,4 +1,4 @@
-"""What servers and networks do to a pool: KILL, timeouts, restarts, outages, half-open and rude connections."""
+"""Servers and networks that fail: KILL, timeouts, restarts, outages, half-open connections, unexpected data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def make_remote_pool(make_pool: MakePool, proxy: Proxy) -> Iterator[MakePool]:
-    """Make pools behind the proxy, which hears again at the end, for the last goodbyes."""
+    """Make pools behind the proxy, which passes data on again at the end, so that the pools can be closed."""
 
     def make(**kwargs: Any) -> ConnectionPool:
         return make_pool(host=proxy.host, port=proxy.port, **kwargs)
@@ -40,7 +40,7 @@ def make_remote_pool(make_pool: MakePool, proxy: Proxy) -> Iterator[MakePool]:
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
-    """A server that only these tests use, so that they may stop it."""
+    """A server for these tests alone, so that they may stop it."""
     with running_server() as server:
         if not server.supports_faults:
             pytest.skip("the server is not ours to stop")
@@ -49,7 +49,7 @@ def own_server() -> Iterator[Server]:
 
 @pytest.fixture
 def running(own_server: Server) -> Server:
-    """The server of our own, started where the last test has left it stopped."""
+    """The server for these tests, started again if the last test has stopped it."""
     if own_server.pid is None:
         own_server.start()
     return own_server
@@ -61,27 +61,27 @@ def heal(proxy: Proxy) -> None:
 
 
 def error_packet(code: int, number: int) -> bytes:
-    """What a server sends as its last word, with this sequence number."""
+    """The error packet that a server sends before it closes a session, with this sequence number."""
     body = b"\xff" + struct.pack("<H", code) + b"#HY000the server is going away"
     return struct.pack("<I", len(body))[:3] + bytes([number]) + body
 
 
-# What a server says when it ends a session on its own: MySQL after wait_timeout and at shutdown, MariaDB after KILL.
+# The errors that a server sends when it ends a session: MySQL after wait_timeout and at shutdown, MariaDB after KILL.
 PARTING_WORDS = [error_packet(4031, 0), error_packet(4031, 1), error_packet(1053, 0), error_packet(1927, 0)]
 
 
 def use_20_times(pool: ConnectionPool) -> None:
-    """Borrow and query, all places at once in each round: an error in any of them is an error here."""
+    """Borrow all places at once and query, 20 times. An error in any thread is raised."""
     for _ in range(-(-20 // pool.maxsize)):
         borrow_all(pool)
 
 
-# 1. No borrower gets a dead connection that could be known dead
+# 1. No borrower gets a connection that the server has closed
 
 
 @pytest.fixture(params=["poll", "no poll", "descriptors above 1024"])
 def eyes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The means to look at an idle socket."""
+    """Let the pool poll idle sockets in each of the possible ways."""
     if request.param == "poll":
         yield
         return
@@ -101,7 +101,7 @@ def eyes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 def test_all_idle_sessions_killed(make_pool: MakePool, admin: Admin, database: str, eyes: None) -> None:
-    """After a KILL of all idle sessions no borrower sees an error, whatever the machine has to look at a socket."""
+    """After a KILL of all idle sessions no borrower sees an error, with each way to poll a socket."""
     pool = make_pool(size=4)
     before = borrow_all(pool)
     kill(admin, before)
@@ -127,7 +127,7 @@ def test_restart(running: Server) -> None:
 @pytest.mark.parametrize("owed", [False, True])
 @pytest.mark.parametrize("word", [*PARTING_WORDS, b"\0"], ids=["4031 0", "4031 1", "1053", "1927", "a stray byte"])
 def test_parting_words(make_remote_pool: MakePool, proxy: Proxy, word: bytes, owed: bool) -> None:
-    """A session in which the server has said something unasked is dead, also where it owed an answer."""
+    """A session on which the server has sent something unrequested is closed, even if a reply was pending."""
     pool = make_remote_pool(size=1, autocommit=not owed)
     connection = pool.get_connection()
     before, sock = session_of(connection), connection._sock
@@ -141,7 +141,7 @@ def test_parting_words(make_remote_pool: MakePool, proxy: Proxy, word: bytes, ow
 
 @pytest.mark.parametrize("word", PARTING_WORDS, ids=["4031 0", "4031 1", "1053", "1927"])
 def test_parting_words_to_a_borrower(make_remote_pool: MakePool, proxy: Proxy, word: bytes) -> None:
-    """A session that parts while it is borrowed is an error to the borrower, and nobody else gets it."""
+    """If the server ends a borrowed session, the borrower gets an error, and the session is not lent again."""
     pool = make_remote_pool(size=1)
     connection = pool.get_connection()
     before = session_of(connection)
@@ -153,7 +153,7 @@ def test_parting_words_to_a_borrower(make_remote_pool: MakePool, proxy: Proxy, w
 
 
 class Pinging(Connection):
-    """A connection that tells of its pings, seen at the socket, and of its openings."""
+    """A connection class that counts pings, as written to the socket, and openings."""
 
     pings = 0
     openings = 0
@@ -163,14 +163,14 @@ class Pinging(Connection):
         super()._write_bytes(data)
 
     def connect(self, sock: Any = None) -> None:
-        """Count those that succeed."""
+        """Connect, and count it if it succeeds."""
         super().connect(sock)
         type(self).openings += 1
 
 
 @pytest.fixture
 def pinging() -> type[Pinging]:
-    """A class that counts from zero."""
+    """A subclass whose counts begin at zero."""
     return type("Counted", (Pinging,), {})
 
 
@@ -197,7 +197,7 @@ def test_ping_after(
     pre_ping: bool,
     pings: int,
 ) -> None:
-    """A session is pinged before it is lent if it has rested for `ping_after` seconds or the call says so; else not."""
+    """A session is pinged before it is lent only if it was idle for `ping_after` seconds or with `pre_ping`."""
     pool = make_pool(size=1, connection_class=pinging, **options)
     real = time.monotonic
     set_clock(monkeypatch, lambda: real() + rest)
@@ -211,7 +211,7 @@ def test_ping_after(
 def test_a_failed_ping_means_another_connection(
     make_remote_pool: MakePool, proxy: Proxy, pinging: type[Pinging], fault: str
 ) -> None:
-    """A ping that gets no answer, or a late one, costs no more than a new connection, also without a `read_timeout`."""
+    """If a ping gets no reply, or a late one, the connection is replaced, even without a `read_timeout`."""
 
     def password() -> str:
         heal(proxy)
@@ -228,12 +228,12 @@ def test_a_failed_ping_means_another_connection(
     assert (pinging.pings, pinging.openings) == (1, 2)
 
 
-# 2. Half-open and deaf networks
+# 2. Half-open and unresponsive networks
 
 
 @pytest.mark.parametrize("fault", ["deaf", "late", "refuse"])
 def test_connect_timeout_covers_the_handshake(make_remote_pool: MakePool, proxy: Proxy, fault: str) -> None:
-    """A server that accepts and then says nothing, too late or goodbye costs a borrower `connect_timeout` at most."""
+    """If a server accepts and then sends nothing, sends too late or closes, opening takes at most `connect_timeout`."""
     pool = make_remote_pool(size=2, pre_create_num=0, connect_timeout=0.3)
     proxy.deaf, proxy.refuse = fault == "deaf", fault == "refuse"
     proxy.delay = GENEROUS if fault == "late" else 0.0
@@ -249,14 +249,14 @@ def test_connect_timeout_covers_the_handshake(make_remote_pool: MakePool, proxy:
 
 
 def test_timeout_covers_the_line_only(make_remote_pool: MakePool, proxy: Proxy) -> None:
-    """`timeout` is the wait in the line: with 0, a free place is still lent when it takes time to open."""
+    """`timeout` limits only the wait for a place: with 0, a free place is lent even if opening takes time."""
     pool = make_remote_pool(size=1, pre_create_num=0)
     proxy.delay = 0.02
     pool.get_connection(timeout=0).close()
 
 
 def test_connect_timeout_ends_with_the_handshake(make_remote_pool: MakePool, proxy: Proxy) -> None:
-    """`connect_timeout` does not cover queries: one may take longer."""
+    """`connect_timeout` does not limit queries: they may take longer."""
     pool = make_remote_pool(size=1, connect_timeout=0.3)
     with pool.get_connection() as cur:
         cur.execute("select sleep(0.5)")
@@ -267,7 +267,7 @@ FAULTS = ["deaf", "late", "cut", "reset", "garbage"]
 
 
 def strike(proxy: Proxy, fault: str) -> None:
-    """Do this to all connections."""
+    """Make all connections fail in this way."""
     if fault == "deaf":
         proxy.deaf = True
     elif fault == "late":
@@ -282,7 +282,7 @@ def strike(proxy: Proxy, fault: str) -> None:
 def test_read_timeout_covers_each_answer(
     make_remote_pool: MakePool, admin: Admin, database: str, proxy: Proxy, fault: str
 ) -> None:
-    """A query on a broken network fails within `read_timeout`, and its session is nobody's any more."""
+    """A query on a broken network fails within `read_timeout`, and its session is not lent again."""
     pool = make_remote_pool(size=2, read_timeout=0.3)
     connection = pool.get_connection()
     before = session_of(connection)
@@ -303,7 +303,7 @@ def test_read_timeout_covers_each_answer(
 def test_a_return_on_a_broken_network(
     make_remote_pool: MakePool, proxy: Proxy, fault: str, read_timeout: float | None
 ) -> None:
-    """A return that has to undo something neither fails nor hangs where the network is broken, and loses no place."""
+    """A return that sends a reset neither fails nor hangs if the network is broken, and no place is lost."""
     pool = make_remote_pool(size=1, read_timeout=read_timeout)
     connection = pool.get_connection()
     with connection.cursor() as cursor:
@@ -315,7 +315,7 @@ def test_a_return_on_a_broken_network(
         finally:
             heal(proxy)
             if fault == "deaf":
-                proxy.cut()  # the answers that it has swallowed never come
+                proxy.cut()  # the replies that it has dropped never come
     use_20_times(pool)
     with pool.get_connection() as cur:
         cur.execute("select @left")
@@ -324,7 +324,7 @@ def test_a_return_on_a_broken_network(
 
 @pytest.mark.parametrize("fault", ["deaf", "late"])
 def test_a_borrow_after_a_return_on_a_deaf_network(make_remote_pool: MakePool, proxy: Proxy, fault: str) -> None:
-    """Where a return could not be finished, the next borrower and its first command wait no longer than they allow."""
+    """If the reply to a reset never comes, the next borrower and its first command keep to their timeouts."""
     pool = make_remote_pool(size=1, read_timeout=0.3, connect_timeout=0.3)
     connection = pool.get_connection()
     with connection.cursor() as cursor:
@@ -339,7 +339,7 @@ def test_a_borrow_after_a_return_on_a_deaf_network(make_remote_pool: MakePool, p
 
 
 def test_an_idle_connection_on_a_deaf_network(make_remote_pool: MakePool, proxy: Proxy) -> None:
-    """Where nobody says anything a deaf network does no harm: the session goes on when it hears again."""
+    """An idle session survives a network that drops data for a while if nothing is sent in that time."""
     pool = make_remote_pool(size=1, autocommit=True)
     before = borrow_all(pool)
     proxy.deaf = True
@@ -349,7 +349,7 @@ def test_an_idle_connection_on_a_deaf_network(make_remote_pool: MakePool, proxy:
 
 
 def test_a_slow_network(make_remote_pool: MakePool, proxy: Proxy) -> None:
-    """Answers that come late, but in time, are the right ones."""
+    """Replies that are delayed, but come in time, are the right ones."""
     proxy.delay = 0.01
     pool = make_remote_pool(size=2, read_timeout=GENEROUS)
     with ThreadPoolExecutor(4) as threads:
@@ -365,7 +365,7 @@ def test_a_slow_network(make_remote_pool: MakePool, proxy: Proxy) -> None:
 
 
 def test_who_hangs_holds_up_nobody(make_remote_pool: MakePool, proxy: Proxy) -> None:
-    """While one borrower opens on a deaf network, others borrow what is open, and the line keeps its time."""
+    """While one borrower opens a connection on a hanging network, others borrow open ones, and timeouts are kept."""
     pool = make_remote_pool(size=2, pre_create_num=1)
     connection = pool.get_connection()
     proxy.deaf = True
@@ -405,12 +405,12 @@ def test_outage(running: Server, pinging: type[Pinging]) -> None:
         assert pinging.openings == 3
 
 
-# What a server says that ends, and PyMySQL when it has ended.
+# The errors that a server sends when it ends, and that PyMySQL raises when it has ended.
 AWAY = {1053, 1927, 4031, 2003, 2006, 2013}
 
 
 def test_threads_through_an_outage(running: Server, pinging: type[Pinging]) -> None:
-    """Threads that go on asking all get through after an outage, with no more than `maxsize` connections opened."""
+    """Threads that keep trying all succeed after an outage, with no more than `maxsize` connections opened."""
     pinging.openings = 0
     server_is_back = threading.Event()
     worked, failed = threading.Semaphore(0), threading.Semaphore(0)
@@ -425,7 +425,7 @@ def test_threads_through_an_outage(running: Server, pinging: type[Pinging]) -> N
                 failed.release()
                 if is_back:
                     raise
-                assert error.args[0] in AWAY  # noqa: PT017  it may be raised, or not
+                assert error.args[0] in AWAY  # noqa: PT017  it may or may not be raised
             else:
                 worked.release()
                 if is_back:
@@ -451,7 +451,7 @@ def test_threads_through_an_outage(running: Server, pinging: type[Pinging]) -> N
 
 
 def test_waiters_learn_the_last_connection_error(make_remote_pool: MakePool, proxy: Proxy) -> None:
-    """A time-out in the line has the last connection error as its cause, until a connection has been opened again."""
+    """The error of a timed-out wait has the last connection error as its cause until a connection is opened again."""
     pool = make_remote_pool(size=2, pre_create_num=1)
     connection = pool.get_connection()
     proxy.refuse = True
@@ -486,7 +486,7 @@ HARMLESS = [1062, 1064, 1205, 1213, 1146, 1644]
 @pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize("code", [*READ_ONLY, *SESSION_GONE, *HARMLESS])
 def test_error_codes(make_pool: MakePool, code: int, block: bool) -> None:
-    """An error that says that the session is gone or its server read-only costs the session, no other does."""
+    """A session is closed after an error that means that it is gone or its server read-only, and after no other."""
     pool = make_pool(size=1)
     [before] = borrow_all(pool)
     fail = f"signal sqlstate '45000' set mysql_errno = {code}, message_text = 'as if'"
@@ -502,7 +502,7 @@ def test_error_codes(make_pool: MakePool, code: int, block: bool) -> None:
 
 
 def test_a_server_that_turned_read_only(running: Server) -> None:
-    """After a failover nobody keeps a session of the server that has become read-only."""
+    """After a failover no session stays on the server that has become read-only."""
     with pymysql.connect(**running.connect_kwargs, autocommit=True) as admin, admin.cursor() as cursor:
         cursor.execute("create database failover")
         cursor.execute("create user failover@'127.0.0.1' identified by 'failover'")

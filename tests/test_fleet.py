@@ -1,4 +1,4 @@
-"""Many pools in front of one server that takes fewer sessions than they may have together."""
+"""Many pools in front of one server that allows fewer sessions than they may have together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TURNS = 30
 
 @pytest.fixture(scope="module")
 def small_server() -> Iterator[Server]:
-    """A server of our own, whose limits are ours to set."""
+    """A server for these tests alone, whose limits they may set."""
     with running_server() as found:
         if not found.supports_faults:
             pytest.skip("this server is not ours")
@@ -38,7 +38,7 @@ def small_server() -> Iterator[Server]:
 
 @pytest.fixture
 def boss(small_server: Server) -> Iterator[Admin]:
-    """Its administrator, who gets in also where it is full, and the pools' user `fleet`."""
+    """Its administrator, who can connect even if it is full. Creates `fleet`, the pools' user."""
     connect_kwargs: Any = small_server.connect_kwargs
     connection = pymysql.connect(**connect_kwargs, autocommit=True, ssl_disabled=True)
     with connection, connection.cursor() as cursor:
@@ -49,7 +49,7 @@ def boss(small_server: Server) -> Iterator[Admin]:
 
 
 def work(port: int, barrier: Any, results: Any) -> None:
-    """One process of the fleet: its threads borrow again and again; it tells errors, turns and the longest wait."""
+    """One process of the fleet: its threads borrow repeatedly; it reports errors, borrows and the longest wait."""
     pool = ConnectionPool(
         2, maxsize=8, idle_timeout=0.2, host="127.0.0.1", port=port, user="fleet", autocommit=True, ssl_disabled=True
     )
@@ -70,7 +70,7 @@ def work(port: int, barrier: Any, results: Any) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the processes are spawned with what they import")
 def test_a_fleet_shares_a_server_that_is_full(small_server: Server, boss: Admin) -> None:
-    """Where the pools may have more sessions together than the server takes, all are served, and none sees an error."""
+    """If the pools may have more sessions together than the server allows, all are served without an error."""
     with boss.cursor() as cursor:
         cursor.execute(f"set global max_connections = {LIMIT}")
         refused = refusals(cursor)
@@ -87,7 +87,7 @@ def test_a_fleet_shares_a_server_that_is_full(small_server: Server, boss: Admin)
 
 
 def refusals(cursor: Any) -> int:
-    """How many sessions the server has refused because it was full."""
+    """The number of sessions that the server has refused because it was full."""
     cursor.execute("show global status like 'Connection_errors_max_connections'")
     return int(cursor.fetchone()[1])
 
@@ -105,7 +105,7 @@ def make_pool(server: Server, **kwargs: Any) -> ConnectionPool:
 
 @pytest.fixture
 def full(small_server: Server, boss: Admin) -> Iterator[Any]:
-    """The only session that the pools' user may have, taken."""
+    """A connection that uses the only session that the pools' user may have."""
     with boss.cursor() as cursor:
         cursor.execute("alter user fleet@'%' with max_user_connections 1")
     taken = pymysql.connect(host=small_server.host, port=small_server.port, user="fleet", ssl_disabled=True)
@@ -116,7 +116,7 @@ def full(small_server: Server, boss: Admin) -> Iterator[Any]:
 
 @pytest.mark.timeout(40)
 def test_who_waits_for_a_full_server_gets_its_refusal_in_the_end(small_server: Server, full: Any) -> None:
-    """When the time is over the error of the pool has the server's refusal as its cause."""
+    """When the wait times out, the pool's error has the server's refusal as its cause."""
     with make_pool(small_server, size=2) as pool:
         started = time.monotonic()
         with pytest.raises(GetConnectionFromPoolError) as raised:
@@ -132,7 +132,7 @@ def test_who_waits_for_a_full_server_gets_its_refusal_in_the_end(small_server: S
 
 
 def test_who_waits_for_a_full_server_takes_what_it_gives_again(small_server: Server, full: Any) -> None:
-    """A borrower waits, and has its connection when the server takes sessions again."""
+    """A borrower waits, and gets its connection when the server accepts sessions again."""
     with make_pool(small_server, size=2) as pool, one_thread() as thread:
         waiting = thread.submit(pool.get_connection, timeout=20)
         eventually(lambda: pool._pool._pause > 0)
@@ -142,7 +142,7 @@ def test_who_waits_for_a_full_server_takes_what_it_gives_again(small_server: Ser
 
 
 def test_who_waits_for_a_full_server_takes_what_is_returned(small_server: Server, boss: Admin) -> None:
-    """A connection that is returned meanwhile goes to who waits, at once."""
+    """A connection that is returned in the meantime goes to the waiting thread at once."""
     with boss.cursor() as cursor:
         cursor.execute("alter user fleet@'%' with max_user_connections 1")
     with make_pool(small_server, size=2) as pool, one_thread() as thread:
@@ -157,7 +157,7 @@ def test_who_waits_for_a_full_server_takes_what_is_returned(small_server: Server
 
 
 def test_a_full_server_is_asked_seldom(small_server: Server, full: Any, boss: Admin) -> None:
-    """However many wait, a pool tries one opening at a time, at growing intervals."""
+    """However many threads wait, a pool tries to open one connection at a time, at growing intervals."""
     with boss.cursor() as cursor, make_pool(small_server, size=8) as pool:
         before = opened(cursor)
         with ThreadPoolExecutor(16) as threads:
@@ -178,7 +178,7 @@ def opened(cursor: Any) -> int:
 
 
 def test_the_constructor_does_not_wait_for_a_full_server(small_server: Server, boss: Admin) -> None:
-    """It raises the server's refusal at once and keeps no session; a pool that opens nothing yet can be made."""
+    """It raises the server's error at once and keeps no session; with pre_create_num=0 the pool can be made."""
     with boss.cursor() as cursor:
         eventually(lambda: count_of_fleet(cursor) == 0)
         cursor.execute("set global max_connections = 10")
@@ -197,13 +197,13 @@ def test_the_constructor_does_not_wait_for_a_full_server(small_server: Server, b
 
 
 def count_of_fleet(cursor: Any) -> int:
-    """How many sessions the pools' user has."""
+    """The number of sessions of the pools' user."""
     cursor.execute("select count(*) from information_schema.processlist where user = 'fleet'")
     return int(cursor.fetchone()[0])
 
 
 def test_an_hourly_quota_is_an_error_at_once(small_server: Server, boss: Admin) -> None:
-    """A user who has used up the connections of this hour is told so, and does not wait."""
+    """A user who has used up the connections of this hour gets the server's error at once."""
     with boss.cursor() as cursor:
         cursor.execute("alter user fleet@'%' with max_connections_per_hour 1")
         cursor.execute("flush user_resources")

@@ -1,4 +1,4 @@
-"""What a forked child has of its parent's pool: nothing. Run as a program, this file has a child that ends somehow."""
+"""A forked child gets nothing of its parent's pool. Run as a program, this file forks a child that ends in some way."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def by_multiprocessing(job: Callable[[], object]) -> int:
 FORKS = [by_fork, by_multiprocessing]
 
 
-# What the parent is about, each with the handles that it has borrowed meanwhile
+# What the parent is doing at the fork; each yields the handles that are borrowed in the meantime
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def waited_for(pool: ConnectionPool) -> Iterator[list[Connection]]:
 
 @contextmanager
 def locked(pool: ConnectionPool) -> Iterator[list[Connection]]:
-    """Another thread is inside the pool's lock."""
+    """Another thread holds the queue's mutex."""
     inside, over = threading.Event(), threading.Event()
 
     def stay() -> None:
@@ -99,7 +99,7 @@ STATES = [idle, borrowed, waited_for, locked]
 
 
 def begins_with_an_empty_pool(pool: ConnectionPool, parents: set[int], handles: list[Connection]) -> None:
-    """What has to be true in the child."""
+    """Check what has to be true in the child."""
     assert (pool.size(), pool.total_num, pool._pool.waiting()) == (pool.maxsize, 0, 0)
     assert not borrow_all(pool) & parents
     for handle in handles:
@@ -116,7 +116,7 @@ def test_fork(
     fork: Callable[[Callable[[], object]], int],
     state: Callable[[ConnectionPool], Any],
 ) -> None:
-    """A child's pool is empty and usable, whatever the parent was about, and the parent's sessions go on."""
+    """A child's pool is empty and usable, whatever the parent was doing, and the parent's sessions still work."""
     pool = make_pool(size=2)
     parents = borrow_all(pool)
     with state(pool) as handles:
@@ -127,7 +127,7 @@ def test_fork(
 
 
 def test_each_child_has_its_own_sessions(make_pool: MakePool) -> None:
-    """Children that are forked from each other, too, each have a pool of their own, all at the same time."""
+    """Children, even those forked from other children, each have a pool of their own at the same time."""
     pool = make_pool(size=1)
     parents = borrow_all(pool)
 
@@ -143,7 +143,7 @@ def test_each_child_has_its_own_sessions(make_pool: MakePool) -> None:
 
 
 def test_a_result_that_is_being_read(make_pool: MakePool) -> None:
-    """A child takes nothing of the rows that the parent is reading, not even when it lets go of the cursor."""
+    """A child reads none of the rows that the parent is reading, not even when the cursor is collected."""
     pool = make_pool(size=1)
     with pool.connection() as connection:
         cursors = [connection.cursor(SSCursor)]
@@ -160,7 +160,7 @@ def test_a_result_that_is_being_read(make_pool: MakePool) -> None:
 
 
 def test_a_block_that_the_child_leaves(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """A child that leaves the parent's block neither commits nor rolls back what the parent has begun."""
+    """A child that leaves the parent's block neither commits nor rolls back the parent's transaction."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.numbers (number int)")
     pool = make_pool(size=1)
@@ -193,7 +193,7 @@ def test_a_closed_pool(make_pool: MakePool) -> None:
     assert by_fork(child) == 0
 
 
-# How the child ends, in programs of their own
+# How the child ends, in separate programs
 
 
 ENDINGS: dict[str, Callable[[ConnectionPool], object]] = {
@@ -206,7 +206,7 @@ ENDINGS: dict[str, Callable[[ConnectionPool], object]] = {
 @pytest.mark.parametrize("uses", [False, True], ids=["unused", "used"])
 @pytest.mark.parametrize("ending", list(ENDINGS))
 def test_the_end_of_the_child(server: Server, ending: str, uses: bool) -> None:
-    """However a child ends, having used its pool or not, it says nothing, and the parent goes on with its sessions."""
+    """However a child ends, whether or not it has used its pool, it prints nothing, and the parent's sessions work."""
     assert run_as_program(__file__, server.connect_kwargs, ending, uses) == (0, "the parent is well\n", "")
 
 
@@ -237,7 +237,7 @@ def main(connect_kwargs: dict[str, Any], ending: str, uses: bool) -> None:
             if uses:
                 borrow_all(pool)
             ENDINGS[ending](pool)
-            sys.exit()  # without it the block, which is the parent's, would refuse to commit
+            sys.exit()  # otherwise the block, which is the parent's, would refuse to commit
         assert os.waitpid(pid, 0)[1] == 0
     over.set()
     reader.join()

@@ -1,4 +1,4 @@
-"""Many threads and greenlets over few connections. Run as a program under gevent's patches, this is the greenlets."""
+"""Many threads and greenlets on few connections. Run as a program under gevent's patches, this file runs greenlets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("switch_often")
 
 
 def say(connection: Any, number: int) -> int:
-    """Let the server say `number` after a moment."""
+    """Let the server return `number` after a moment."""
     with connection.cursor() as cursor:
         cursor.execute("select %s, sleep(%s)", (number, random.random() / 100))  # noqa: S311  no secret
         answer: int = cursor.fetchone()[0]
@@ -33,7 +33,7 @@ def say(connection: Any, number: int) -> int:
 
 
 def test_many_threads(make_pool: MakePool) -> None:
-    """Of 40 threads over 5 connections each gets its own answers, none a session in use, and all places come back."""
+    """40 threads on 5 connections each get their own rows, never a session in use, and all places come back."""
     pool = make_pool(size=2, maxsize=5)
     in_use: set[int] = set()
     shared = threading.Event()
@@ -56,7 +56,7 @@ def test_many_threads(make_pool: MakePool) -> None:
 
 
 def test_time_outs_amid_returns(make_pool: MakePool) -> None:
-    """Who gets nothing in time gets the pool's error, also when the culprits return while they are being named."""
+    """A thread that times out gets the pool's error, even if the holders return while they are being listed."""
     pool = make_pool(size=2)
     over = threading.Event()
 
@@ -83,14 +83,14 @@ def test_time_outs_amid_returns(make_pool: MakePool) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("gevent") is None, reason="gevent is not installed")
 def test_200_greenlets(server: Server, database: str) -> None:
-    """Of 200 greenlets over 5 connections each gets its own answers, and all places come back."""
+    """200 greenlets on 5 connections each get their own rows, and all places come back."""
     options = {"database": database, **server.connect_kwargs}
     status, printed, errors = run_as_program(__file__, options, database, patched=True)
     assert (status, printed) == (0, "all answers right, all places back\n"), errors
 
 
 def main(connect_kwargs: dict[str, Any], database: str) -> None:
-    """Let greenlets compete for a pool, and be interrupted by timeouts wherever they are."""
+    """Let greenlets compete for a pool, interrupted by timeouts at any point."""
     import gevent  # noqa: PLC0415  it need not be installed for the other tests
 
     warnings.simplefilter("ignore", ResourceWarning)

@@ -1,4 +1,4 @@
-"""What becomes of a handle outside blocks: `close()`, and what a returned handle refuses."""
+"""Handles outside blocks: `close()`, and what a returned handle refuses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INSERT = "insert into numbers (number) values (0)"
 def test_close_is_quiet_where_nothing_is_lost(
     make_pool: MakePool, caplog: pytest.LogCaptureFixture, statements: list[str]
 ) -> None:
-    """`close()` outside a block warns of nothing where nothing written is thrown away."""
+    """`close()` outside a block logs no warning if nothing that was written is discarded."""
     connection = make_pool(size=1).get_connection()
     run(connection, *statements)
     connection.close()
@@ -59,7 +59,7 @@ def test_close_is_quiet_where_nothing_is_lost(
 def test_close_rolls_back_and_warns(
     make_pool: MakePool, numbers: Numbers, caplog: pytest.LogCaptureFixture, statements: list[str], committed: list[int]
 ) -> None:
-    """`close()` outside a block rolls back, and warns with the line of the borrow where something was written."""
+    """`close()` outside a block rolls back, and logs the line of the borrow if something was written."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     line = sys._getframe().f_lineno - 1
@@ -77,7 +77,7 @@ def test_close_rolls_back_and_warns(
 def test_close_warns_of_an_insert_that_returns_rows(
     make_pool: MakePool, table: str, caplog: pytest.LogCaptureFixture, on_mariadb: bool
 ) -> None:
-    """What a statement that answers with rows has written is not thrown away silently either."""
+    """Discarding what a statement that returns rows has written is also logged."""
     if not on_mariadb:
         pytest.skip("MySQL has no INSERT ... RETURNING")
     connection = make_pool().get_connection()
@@ -91,7 +91,7 @@ def test_close_warns_of_an_insert_that_returns_rows(
 def test_close_warns_of_what_a_procedure_has_written(
     make_pool: MakePool, table: str, caplog: pytest.LogCaptureFixture, admin: Admin, database: str
 ) -> None:
-    """What a stored procedure has written is not thrown away silently either."""
+    """Discarding what a stored procedure has written is also logged."""
     with admin.cursor() as cursor:
         cursor.execute(
             f"create procedure {database}.add_one() begin insert into {table} (number) values (0); select 1; end"
@@ -169,7 +169,7 @@ refused = pytest.raises(ReturnConnectionToPoolError, match=r"returned to pool\(p
 @pytest.mark.parametrize("lent_again", [False, True])
 @pytest.mark.parametrize("use", USES)
 def test_a_returned_handle_refuses(make_pool: MakePool, use: str, lent_again: bool) -> None:
-    """A returned handle refuses what would reach the server or reopen it, also while another has the session."""
+    """A returned handle refuses what would reach the server or reopen it, even while another has the session."""
     pool = make_pool(size=1)
     handle = pool.get_connection()
     handle.close()
@@ -189,7 +189,7 @@ def test_a_returned_handle_refuses(make_pool: MakePool, use: str, lent_again: bo
 
 @pytest.mark.parametrize("use", STALE_USES)
 def test_a_stale_cursor_refuses(make_pool: MakePool, use: str) -> None:
-    """A cursor of a returned handle reaches nobody's session."""
+    """A cursor of a returned handle cannot reach any session."""
     pool = make_pool(size=1)
     handle = pool.get_connection()
     cursor = handle.cursor()
@@ -202,7 +202,7 @@ def test_a_stale_cursor_refuses(make_pool: MakePool, use: str) -> None:
 
 @pytest.mark.parametrize("use", STALE_FETCHES)
 def test_a_stale_unbuffered_cursor_refuses(make_pool: MakePool, use: str) -> None:
-    """A cursor left in the middle of its rows at the return reads no more of them, nor of the next borrower's."""
+    """A cursor that still has unread rows at the return reads no more of them, nor of the next borrower's rows."""
     pool = make_pool(size=1)
     handle = pool.get_connection()
     cursor = stale_ss_cursor(handle)
@@ -219,7 +219,7 @@ def test_a_stale_unbuffered_cursor_refuses(make_pool: MakePool, use: str) -> Non
 
 
 def test_a_blocks_cursor_is_stale_after_it(make_pool: MakePool) -> None:
-    """A block's cursor is closed with the block."""
+    """A block's cursor is closed at the end of the block."""
     pool = make_pool(size=1)
     with pool.get_connection() as cursor:
         cursor.execute("select 1")
@@ -255,7 +255,7 @@ def test_what_is_fetched_can_be_read(make_pool: MakePool, database: str) -> None
 
 
 def test_a_returned_handle_borrows_afresh(make_pool: MakePool) -> None:
-    """`with` and `execute_query` on a returned handle borrow a connection each time, and return it."""
+    """`with` and `execute_query` on a returned handle borrow a connection each time they are used, and return it."""
     pool = make_pool(size=1)
     handle = pool.get_connection()
     handle.close()
@@ -271,7 +271,7 @@ def test_a_returned_handle_borrows_afresh(make_pool: MakePool) -> None:
 
 
 def test_a_returned_handle_waits_its_turn(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What borrows by itself borrows with the defaults of `get_connection`, and fails with its error."""
+    """`with` and `execute_query` borrow with the defaults of `get_connection`, and raise its error."""
     pool = make_pool(size=1)
     handle = pool.get_connection()
     handle.close()
@@ -281,7 +281,7 @@ def test_a_returned_handle_waits_its_turn(make_pool: MakePool, monkeypatch: pyte
 
 
 def test_a_returned_connection_has_no_thread_id(make_pool: MakePool) -> None:
-    """`thread_id()` of a returned connection could be another borrower's: it is refused."""
+    """`thread_id()` of a returned connection raises an error, as the session may be another borrower's."""
     connection = make_pool(size=1).get_connection()
     assert connection.thread_id() == session_of(connection)
     connection.close()

@@ -39,7 +39,7 @@ def graph(*, of_types: bool) -> dict[str, set[str]]:
 
 
 def reachable(edges: dict[str, set[str]], file: str) -> set[str]:
-    """The files that `file` depends on, by way of others too."""
+    """The files that `file` depends on, directly or indirectly."""
     found: set[str] = set()
     new = edges[file]
     while new:
@@ -49,15 +49,15 @@ def reachable(edges: dict[str, set[str]], file: str) -> set[str]:
 
 
 def test_no_circle_at_run_time() -> None:
-    """The files can be read in an order in which each rests on those before it only."""
+    """The files can be put into an order in which each imports only files before it."""
     edges = graph(of_types=False)
-    assert edges["pool"] >= {"connection", "places"}  # else nothing was read
+    assert edges["pool"] >= {"connection", "places"}  # otherwise nothing was read
     order = list(TopologicalSorter(edges).static_order())
     assert order.index("session") < order.index("wire") < order.index("connection") < order.index("pool")
 
 
 def test_one_circle_by_annotations() -> None:
-    """A pool has places, these connections, these blocks, their cursors and a pool; there is no second circle."""
+    """The types of pool, places, connection, block and cursors refer to each other; there is no other cycle."""
     edges = graph(of_types=True)
     circles = {
         frozenset(other for other in FILES if other in reachable(edges, file) and file in reachable(edges, other))
@@ -68,5 +68,5 @@ def test_one_circle_by_annotations() -> None:
 
 
 def test_statements_are_pure_text() -> None:
-    """What a statement leaves is told by a file that knows of no other."""
+    """The file that classifies statements imports no other file of the package."""
     assert graph(of_types=True)["statements"] == set()

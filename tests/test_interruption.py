@@ -1,4 +1,4 @@
-"""An exception may strike anywhere: between two lines, while waiting, opening, pinging, returning. No place is lost."""
+"""Asynchronous exceptions anywhere: between two lines, while waiting, opening, pinging, returning. No place is lost."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ PACKAGE = str(Path(pymysqlpool.__file__).parent)
 
 
 class Interrupted(BaseException):
-    """What is thrown into a thread."""
+    """The exception that is raised in a thread."""
 
 
 pytestmark = pytest.mark.usefixtures("switch_often")
 
 
 def is_whole(pool: ConnectionPool, struck_at: str = "") -> None:
-    """After one collection and one reap all places are there, and not one more."""
+    """Whether, after a collection and a look for lost places, there are exactly `maxsize` places."""
     gc.collect()
     assert pool.size() == pool.maxsize, struck_at
     borrow_all(pool)
@@ -129,26 +129,26 @@ DEEDS = [
 
 
 def is_at_with(frame: FrameType) -> bool:
-    """Whether the line is a `with` statement, where a trace can raise before the release and Python never does."""
+    """Whether the line is a `with` statement: there a trace can raise before the release, which Python never does."""
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
 
 
 class InterruptAt:
-    """A trace of the pool that raises before its `number`-th line."""
+    """A trace function that raises before the `number`-th line of the pool's code."""
 
     def __init__(self, number: int) -> None:
         self.left = number
         self.struck_at = ""
 
     def __call__(self, frame: FrameType, _: str, __: Any) -> Any:
-        """Trace a function, if it is the pool's."""
+        """Trace a function, if it belongs to the pool."""
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         last = 0
 
         def trace(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal last
-            # The same line again is a comprehension's: from Python 3.12 on a trace that raises there breaks `with`.
+            # The same line twice is a comprehension: from Python 3.12 on a trace that raises there breaks `with`.
             if event == "line" and frame.f_lineno != last and not is_at_with(frame):
                 self.come_to(frame)
             last = frame.f_lineno
@@ -157,7 +157,7 @@ class InterruptAt:
         return trace
 
     def come_to(self, frame: FrameType) -> None:
-        """Raise if this is the line."""
+        """Count a line, and raise if it is the chosen one."""
         self.left -= 1
         if self.left < 0 and not self.struck_at:
             self.struck_at = f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -165,7 +165,7 @@ class InterruptAt:
 
 
 def interrupt_at(number: int, deed: Callable[[ConnectionPool], None], pool: ConnectionPool) -> str:
-    """Do `deed`, interrupted before the pool's `number`-th line; return which that was, if it came to that."""
+    """Call `deed`, interrupted before the pool's `number`-th line; return that line, or None if it was not reached."""
     tracer = InterruptAt(number)
 
     def do() -> None:
@@ -185,8 +185,8 @@ def interrupt_at(number: int, deed: Callable[[ConnectionPool], None], pool: Conn
 
 @pytest.fixture
 def interrupt_everywhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Do something to a pool again and again, interrupted before each line in turn, and look if the pool is whole."""
-    # What strikes in a finalizer ends there, and must not be kept, with all that it refers to, for a report.
+    """Use a pool repeatedly, interrupted before each line in turn, and check that no place is lost or added."""
+    # An exception in a finalizer ends there, and must not be kept for a report, with all that it refers to.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
 
     def interrupt(pool: ConnectionPool, deed: Callable[[ConnectionPool], None]) -> None:
@@ -213,7 +213,7 @@ def test_between_any_two_lines(
     interrupt_everywhere: Callable[..., None],
     deed: Callable[[ConnectionPool], None],
 ) -> None:
-    """Whatever is being done, and before whichever line it is interrupted, no place is lost and none is made."""
+    """Whatever is being done, and before whichever line it is interrupted, no place is lost or added."""
     interrupt_everywhere(make_pool(size=2), deed)
     eventually(lambda: len(sessions(admin, database)) <= 2)
 
@@ -227,7 +227,7 @@ def use_what_is_being_reset(pool: ConnectionPool) -> None:
 def test_between_any_two_lines_while_a_reply_is_owed(
     make_pool: MakePool, admin: Admin, database: str, interrupt_everywhere: Callable[..., None]
 ) -> None:
-    """The same is true for a borrower whose session is still being reset when it sends its first command."""
+    """The same is true for a borrower whose session has a pending reset when it sends its first command."""
     interrupt_everywhere(make_pool(size=1, init_command="do sleep(0.003)"), use_what_is_being_reset)
     eventually(lambda: len(sessions(admin, database)) <= 1)
 
@@ -269,7 +269,7 @@ def sleep_in_a_query(pool: ConnectionPool) -> None:
 def test_keyboard_interrupt(
     make_pool: MakePool, proxy: Proxy, deed: Callable[[ConnectionPool], None], function: str
 ) -> None:
-    """Ctrl-C while waiting, opening, pinging or for an answer ends that at once, and no place is lost."""
+    """Ctrl-C ends waiting, opening, pinging or reading a reply at once, and no place is lost."""
     pool = make_pool(size=2, host=proxy.host, port=proxy.port)
     proxy.deaf = deed is not wait
     thread = interrupt_main_in(function)
@@ -280,22 +280,22 @@ def test_keyboard_interrupt(
     is_whole(pool)
 
 
-# 500 exceptions, in a program of its own: one that strikes in a finalizer is printed
+# 500 exceptions, in a separate program: one that is raised in a finalizer is printed
 
 
 def test_500_asynchronous_exceptions(server: Server, database: str) -> None:
-    """After 500 exceptions thrown into threads that borrow and return, all places are there, and no session more."""
+    """After 500 exceptions raised in threads that borrow and return, there are no fewer places and no more sessions."""
     options = {"database": database, **server.connect_kwargs}
     status, printed, errors = run_as_program(__file__, options, database)
     assert (status, printed) == (0, "500 thrown, all places back\n"), errors
 
 
 def main(connect_kwargs: dict[str, Any], database: str) -> None:
-    """Throw exceptions into threads at work, and look whether the pool is whole."""
+    """Raise exceptions in busy threads, and check that no place is lost or added."""
     sys.setswitchinterval(1e-6)
     warnings.simplefilter("ignore")
     threading.excepthook = lambda _: None
-    fairqueue.CHECK_INTERVAL = 0.02  # a thread in the line meets with its exception only when it looks up
+    fairqueue.CHECK_INTERVAL = 0.02  # a waiting thread gets its exception only when it wakes up
     pool = ConnectionPool(3, "pool1", **connect_kwargs)
     begun = threading.Semaphore(0)
 
@@ -316,7 +316,7 @@ def main(connect_kwargs: dict[str, Any], database: str) -> None:
         for thread in workers:
             throw(Interrupted, thread)
         for thread in workers:
-            # One that struck in a finalizer was printed and is over, and the thread goes on.
+            # An exception in a finalizer was only printed, and the thread goes on.
             deadline = time.monotonic() + 30
             while thread.is_alive():
                 assert time.monotonic() < deadline, "it hangs"
@@ -330,7 +330,7 @@ def main(connect_kwargs: dict[str, Any], database: str) -> None:
 
 
 def throw(kind: type[BaseException], thread: threading.Thread) -> None:
-    """Raise an exception in another thread, wherever it is."""
+    """Raise an exception in another thread, at whatever point that is."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(kind))
 
 

@@ -1,4 +1,4 @@
-"""In the queue + borrowed = maxsize: at every moment, whatever borrowers do, and wherever they are interrupted."""
+"""Queued + borrowed places = maxsize, at every moment, whatever borrowers do and wherever they are interrupted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ steps = st.one_of(
 
 
 class Borrower:
-    """One thread's doings; `held` are the connections that it has to return."""
+    """The actions of one thread; `held` are the connections that it has to return."""
 
     def __init__(self, pool: ConnectionPool, *, timeout: float) -> None:
         self.pool = pool
@@ -43,7 +43,7 @@ class Borrower:
         self.held: list[Any] = []
 
     def do(self, step: tuple[Any, ...]) -> None:
-        """Do one step, where it makes sense."""
+        """Do one step, if it makes sense."""
         what, *args = step
         if what in ("get", "new block"):
             try:
@@ -69,7 +69,7 @@ class Borrower:
                     self.pool.put_connection(connection)
 
     def block(self, connection: Any, error: type[BaseException] | None) -> None:
-        """Work, and end the block by `error`."""
+        """Work in a block, and end it by `error`."""
         try:
             with connection as cursor:
                 assert cursor.db_query("select 1") == ((1,),)
@@ -78,7 +78,7 @@ class Borrower:
             assert type(caught) is error  # noqa: PT017
 
     def end(self) -> None:
-        """Return what is held."""
+        """Return the held connections."""
         while self.held:
             self.held.pop().close()
 
@@ -97,7 +97,7 @@ hypothetical = settings(
 @hypothetical
 @given(st.lists(st.tuples(st.integers(0, THREADS - 1), steps), max_size=25))
 def test_the_invariant_holds_after_every_step(server: Server, sequence: list[tuple[int, tuple[Any, ...]]]) -> None:
-    """After each step, in whichever thread, what is in the queue and what is borrowed make `maxsize`."""
+    """After each step, in whichever thread, the queued and the borrowed places add up to `maxsize`."""
     threads = [ThreadPoolExecutor(1) for _ in range(THREADS)]
     with make(server) as pool:
         borrowers = [Borrower(pool, timeout=0) for _ in range(THREADS)]
@@ -121,7 +121,7 @@ def test_the_invariant_holds_after_every_step(server: Server, sequence: list[tup
 @hypothetical
 @given(st.lists(st.lists(steps, max_size=15), min_size=THREADS, max_size=THREADS))
 def test_all_places_come_back(server: Server, sequences: list[list[tuple[Any, ...]]]) -> None:
-    """Threads that do as they like at the same time leave all places behind, each of them good."""
+    """After threads have done random steps at the same time, all places are back, and each of them works."""
     together = threading.Barrier(THREADS)
 
     def work(pool: ConnectionPool, sequence: list[tuple[Any, ...]]) -> None:

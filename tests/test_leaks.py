@@ -1,4 +1,4 @@
-"""Nothing that a borrower leaves in its session, or on its handle, reaches the next."""
+"""Nothing that a borrower leaves in its session or on its handle reaches the next borrower."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.filterwarnings("ignore:Previous unbuffered result was left incomplete")
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # in a ring that is dropped
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # in a reference cycle that is dropped
 @pytest.mark.parametrize("way", [by_close, by_block, by_exception, by_block_of_the_pool, by_dropping])
 @pytest.mark.parametrize("name", LEAKS)
 def test_nothing_that_a_borrower_left_reaches_the_next(
     name: str, way: Callable[[pymysqlpool.ConnectionPool, Deed], int], scene: Scene, admin: Admin, make_pool: MakePool
 ) -> None:
-    """What a borrower may leave in a session is gone before the next one's first command, however it was returned."""
+    """What a borrower leaves in a session is gone before the next one's first command, however it was returned."""
     leak = LEAKS[name]
     if not scene.has(leak):
         pytest.skip(f"{leak.only} only")
@@ -36,7 +36,7 @@ def test_nothing_that_a_borrower_left_reaches_the_next(
     with closing(scene.connect(**connect)) as plain:
         clean = probe(plain)
         deed(plain)
-        eventually(lambda: probe(plain) != clean, RENEWAL)  # else the probe cannot tell
+        eventually(lambda: probe(plain) != clean, RENEWAL)  # otherwise the probe proves nothing
         ask(plain, "do 0")  # reads what was left unread
 
     def deed_seen(connection: Any) -> None:
@@ -60,7 +60,7 @@ def test_nothing_that_a_borrower_left_reaches_the_next(
 
 
 def test_what_is_changed_inside_an_attribute_reaches_no_other_connection(make_pool: MakePool) -> None:
-    """Each of a pool's connections has mutable attributes of its own, whether it was there before the change or not."""
+    """Each connection has mutable attributes of its own, whether it was opened before or after the change."""
     names = "encoders", "decoders", "_connect_attrs"
     pool = make_pool(size=2, maxsize=3)
     culprit, other = pool.get_connection(), pool.get_connection()

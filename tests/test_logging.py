@@ -1,4 +1,4 @@
-"""The package's logger: what appears where, in a program that has configured logging and in one that has not."""
+"""The package's logger: what is written where, in programs that have configured logging and in others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def unconfigured_logging(monkeypatch: pytest.MonkeyPatch, level: str) -> Iterator[None]:
-    """Logging as in a program that has not configured it, but for the pool's level."""
+    """Logging as in a program that has not configured it, except for the pool's level."""
     with monkeypatch.context() as patch:
         patch.setattr(logging.getLogger(), "handlers", [])
         pymysqlpool.logger.setLevel(level)
@@ -53,7 +53,7 @@ def test_debug_alone_makes_the_classic_lines_appear(
 
 
 def test_lines_go_to_the_stderr_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that replaces `sys.stderr` gets the lines there."""
+    """If a program replaces `sys.stderr`, the lines go to the new one."""
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     with unconfigured_logging(monkeypatch, "WARNING"):
@@ -82,7 +82,7 @@ def test_the_applications_handlers_get_each_line_once(
 def test_a_handler_that_does_not_get_the_lines_does_not_silence_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where the pool's logger does not propagate, a handler on the root logger counts for nothing."""
+    """If the pool's logger does not propagate, a handler on the root logger does not silence stderr."""
     monkeypatch.setattr(pymysqlpool.logger, "propagate", False)
     with unconfigured_logging(monkeypatch, "DEBUG"):
         logging.getLogger().addHandler(logging.NullHandler())
@@ -120,7 +120,7 @@ with pool.connection():
 
 
 def test_from_a_zip_file(tmp_path: Path) -> None:
-    """From a zip file the package works too, and tells apart its own lines and the user's."""
+    """The package also works from a zip file, and distinguishes its own lines from the user's."""
     package = Path(pymysqlpool.__file__).parent
     archive = shutil.make_archive(str(tmp_path / "package"), "zip", package.parent, package.name)
     environment = {**os.environ, "PYTHONPATH": archive}

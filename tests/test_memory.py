@@ -1,4 +1,4 @@
-"""A block leaves nothing to the collector: what was read in it is gone when it ends, as with PyMySQL alone."""
+"""A block leaves no garbage: the rows that were read in it are freed when it ends, as with PyMySQL alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 def collector_rests() -> Iterator[None]:
-    """No collection but the test's own."""
+    """Disable the garbage collector; the test calls it explicitly."""
     gc.collect()
     gc.disable()
     yield
@@ -137,7 +137,7 @@ def test_no_cycle_is_left(make_pool: MakePool, block: Callable[[ConnectionPool],
     """The collector finds nothing after a block, however it was begun and ended."""
     pool = make_pool(size=1)
     for _ in range(3):
-        block(pool)  # what is made once stays
+        block(pool)  # what is created once stays
     gc.collect()
     block(pool)
     assert gc.collect() == 0
@@ -146,7 +146,7 @@ def test_no_cycle_is_left(make_pool: MakePool, block: Callable[[ConnectionPool],
 @pytest.mark.usefixtures("collector_rests")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_nothing_piles_up(make_pool: MakePool, block: Callable[[ConnectionPool], None]) -> None:
-    """A hundred more blocks leave as many objects as there were before, also what the collector can't find."""
+    """A hundred more blocks leave the number of objects unchanged, including those that the collector can't find."""
     pool = make_pool(size=1)
     for _ in range(3):
         block(pool)
@@ -157,7 +157,7 @@ def test_nothing_piles_up(make_pool: MakePool, block: Callable[[ConnectionPool],
 
 
 def test_large_results_are_not_kept(make_pool: MakePool, admin: Admin) -> None:
-    """Sixty reads of 8 MB need at their peak what raw PyMySQL needs, and a fifth more at most."""
+    """The peak of memory in sixty reads of 8 MB is at most a fifth higher than raw PyMySQL's."""
     sql = f"select repeat('x', {8 * MEGABYTE})"
     pool = make_pool(size=1)
 
@@ -179,7 +179,7 @@ def test_large_results_are_not_kept(make_pool: MakePool, admin: Admin) -> None:
 
 
 def peak_of(work: Callable[[], object]) -> int:
-    """The most memory, in bytes, that was in use at one time beside what had been before."""
+    """The peak of the memory in use, in bytes, above what was in use before."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -190,7 +190,7 @@ def peak_of(work: Callable[[], object]) -> int:
 
 
 def test_a_block_leaves_no_cycle(make_pool: MakePool) -> None:
-    """What a block has read is gone with the last reference to it, without the collector."""
+    """The rows that a block has read are freed with the last reference to them, without the collector."""
     pool = make_pool(size=1)
     gc.collect()
     gc.set_debug(gc.DEBUG_SAVEALL)

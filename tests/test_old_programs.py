@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def config(server: Server, database: str) -> dict[str, Any]:
-    """What a program has in its settings."""
+    """The keywords of `connect()` in a program's settings."""
     return {**server.connect_kwargs, "database": database}
 
 
@@ -47,7 +47,7 @@ def names(admin: Admin, users: str) -> list[str]:
 
 
 def test_classic_positions(config: dict[str, Any]) -> None:
-    """`ConnectionPool(size, name)`, `get_connection(timeout, retry_num, pre_ping)` and `size()`."""
+    """`ConnectionPool(size, name)`, `get_connection(timeout, retry_num, pre_ping)` and `size()` work."""
     with ConnectionPool(2, "pool1", **config) as pool:
         assert (pool.name, pool.size(), pool.total_num) == ("pool1", 2, 2)
         one, other = pool.get_connection(1, 1), pool.get_connection(0, 0, True)  # noqa: FBT003  as it was written
@@ -178,7 +178,7 @@ def test_later_keywords(config: dict[str, Any], kwargs: dict[str, Any], size: in
 
 @pytest.mark.parametrize("lifetime", [0, -1, -0.5, None])
 def test_later_lifetime_without_an_end(config: dict[str, Any], lifetime: float | None) -> None:
-    """A `con_lifetime` of 0 or less, as that release documented it, means no end."""
+    """A `con_lifetime` of 0 or less means no limit, as that release documented it."""
     with ConnectionPool(1, con_lifetime=lifetime, **config) as pool:
         assert pool.con_lifetime == float("inf")
         sessions = set()
@@ -210,13 +210,13 @@ def test_later_borrows(config: dict[str, Any]) -> None:
     ],
 )
 def test_what_clashes_is_told_why(call: Any, named: str) -> None:
-    """What meant something else in another release is a TypeError that names the keyword to give."""
+    """An argument that meant something else in another release raises a TypeError that names the keyword to use."""
     with pytest.raises(TypeError, match=re.escape(named)):
         call()
 
 
 def test_later_exhaustion_is_told_the_remedy(config: dict[str, Any]) -> None:
-    """A pool that can't grow says how it could; one that has grown to its limit does not."""
+    """The error of a pool of fixed size says how it could grow; that of a pool at its `maxsize` does not."""
     for kwargs, notes in (({"size": 1}, 1), ({"size": 1, "maxsize": 2}, 0)):
         with ConnectionPool(**kwargs, **config) as pool:
             taken = [pool.get_connection() for _ in range(pool.maxsize)]
@@ -266,7 +266,7 @@ def test_last_block_with_connection(config: dict[str, Any], users: str, admin: A
 
 
 def test_last_close_inside_the_block(config: dict[str, Any], users: str, admin: Admin) -> None:
-    """`conn.close()` inside the block does not take away what comes after it: the block's end returns."""
+    """`conn.close()` inside the block does not return the connection: the end of the block does."""
     with ConnectionPool(size=1, **config) as pool:
         with pool.get_connection() as conn:
             conn.cursor().execute(f"insert into {users} (name) values ('cid')")
@@ -281,7 +281,7 @@ def test_last_close_inside_the_block(config: dict[str, Any], users: str, admin: 
 @pytest.mark.parametrize("method", ["commit", "rollback", "begin", "ping", "cursor", "thread_id"])
 @pytest.mark.parametrize("how", ["block", "connection", "close"])
 def test_last_use_after_return(config: dict[str, Any], method: str, how: str) -> None:
-    """What is asked of a returned connection, also by the name that a block gave it, is refused in those words."""
+    """A returned connection, or the block's name for it, raises ReturnConnectionToPoolError when it is used."""
     with ConnectionPool(size=1, name="pool1", **config) as pool:
         if how == "block":
             with pool.get_connection() as conn:
@@ -299,7 +299,7 @@ def test_last_use_after_return(config: dict[str, Any], method: str, how: str) ->
 
 
 def test_a_cursor_of_a_block_knows_no_other_names(config: dict[str, Any]) -> None:
-    """What neither the cursor nor its connection has is an AttributeError, in the block and after it."""
+    """A name that neither the cursor nor its connection has raises AttributeError, in the block and after it."""
     with ConnectionPool(size=1, **config) as pool:
         with pool.get_connection() as cur:
             assert not hasattr(cur, "nonsense")
@@ -323,7 +323,7 @@ def test_last_singleton(config: dict[str, Any]) -> None:
 def test_autocommit_left_unset_is_told_at_close(
     config: dict[str, Any], users: str, admin: Admin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A program that counts on autocommit loses what it writes, and is told so with the remedy, which works."""
+    """If a program relies on autocommit, what it writes is lost; the warning names the remedy, which works."""
     statement = f"insert into {users} (name) values ('cid')"
     with ConnectionPool(size=1, maxsize=2, **config) as pool:
         conn = pool.get_connection()
@@ -345,7 +345,7 @@ def test_autocommit_left_unset_is_told_at_close(
 def test_autocommit_left_unset_is_told_at_a_lost_handle(
     make_pool: MakePool, users: str, autocommit: bool, is_lost: bool, in_a_cycle: bool
 ) -> None:
-    """A handle that is dropped is told with the line of the borrow, and with what was written on it and is lost."""
+    """The warning for a dropped handle has the line of the borrow, and says if uncommitted writes are lost."""
     pool = make_pool(size=1, autocommit=autocommit)
     conn = pool.get_connection()
     conn.cursor().execute(f"insert into {users} (name) values ('cid')")
@@ -361,7 +361,7 @@ def test_autocommit_left_unset_is_told_at_a_lost_handle(
 
 
 def test_a_lost_handle_that_only_read_has_lost_nothing(make_pool: MakePool, users: str) -> None:
-    """The next loss at the same place tells of its own writes, not of those of the one before."""
+    """The next warning for the same place reports only its own lost writes, not those of the one before."""
     pool = make_pool(size=1)
     for statement, is_lost in ((f"update {users} set name = 'eve'", True), (f"select * from {users}", False)):
         pool.get_connection().cursor().execute(statement)
@@ -375,7 +375,7 @@ def test_a_lost_handle_that_only_read_has_lost_nothing(make_pool: MakePool, user
 
 
 def test_a_connection_without_a_pool(config: dict[str, Any]) -> None:
-    """`Connection(...)` alone is PyMySQL's, with `execute_query`."""
+    """`Connection(...)` without a pool is PyMySQL's, with `execute_query`."""
     conn = pymysqlpool.Connection(**config)
     assert isinstance(conn, pymysql.connections.Connection)
     assert conn.execute_query("select 1") == ((1,),)

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Calls:
-    """An `on_connect` that notes for which session it is called, and tells the session how often it was."""
+    """An `on_connect` that records the session that it is called for, and sets a variable to the number of calls."""
 
     def __init__(self) -> None:
         self.sessions: list[int] = []
 
     def __call__(self, connection: Connection) -> None:
-        """Note it."""
+        """Record a call."""
         self.sessions.append(connection.thread_id())
         with connection.cursor() as cursor:
             cursor.execute("set @call = %s", (len(self.sessions),))
@@ -38,7 +38,7 @@ def value_of(connection: Any, what: str) -> Any:
 
 
 def test_each_new_session_once(make_pool: MakePool) -> None:
-    """It is called when a session is opened, with its connection, and not again while nothing is left behind."""
+    """It is called with the connection when a session is opened, and not again while there is nothing to reset."""
     calls = Calls()
     pool = make_pool(size=2, maxsize=3, on_connect=calls)
     assert len(calls.sessions) == 2
@@ -57,7 +57,7 @@ def test_each_new_session_once(make_pool: MakePool) -> None:
 @pytest.mark.parametrize("autocommit", [True, False])
 @pytest.mark.parametrize("deed", ["set @call = 99", "do get_lock('l', 0)", "create temporary table t (n int)"])
 def test_again_after_each_reset(make_pool: MakePool, autocommit: bool, deed: str) -> None:
-    """After a reset it is called again, on the same session, and the next borrower's first command finds that."""
+    """After a reset it is called again, on the same session, before the next borrower's first command."""
     calls = Calls()
     pool = make_pool(size=1, autocommit=autocommit, on_connect=calls)
     for number in range(1, 5):
@@ -67,7 +67,7 @@ def test_again_after_each_reset(make_pool: MakePool, autocommit: bool, deed: str
         connection.query(deed)
         connection.close()
         assert len(calls.sessions) == number
-    for _ in range(3):  # what it does itself is nothing that a borrower has left
+    for _ in range(3):  # what it does itself does not count as left by a borrower
         connection = pool.get_connection()
         assert value_of(connection, "@call") == len(calls.sessions) == 5
         connection.close()
@@ -75,7 +75,7 @@ def test_again_after_each_reset(make_pool: MakePool, autocommit: bool, deed: str
 
 
 def test_a_first_command_that_writes(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """What writes, too, runs behind it."""
+    """A first command that writes also runs after it."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.t (n int)")
         pool = make_pool(size=1, autocommit=True, on_connect=Calls())
@@ -88,7 +88,7 @@ def test_a_first_command_that_writes(make_pool: MakePool, admin: Admin, database
 
 
 def test_after_a_rollback_alone_it_is_not_called(make_pool: MakePool) -> None:
-    """A transaction that is rolled back leaves what it has set."""
+    """A ROLLBACK keeps what it has set, so it is not called again."""
     calls = Calls()
     pool = make_pool(size=1, reset="rollback", on_connect=calls)
     for _ in range(3):
@@ -116,7 +116,7 @@ SETTINGS = {
 def test_what_it_sets_is_found(  # noqa: PLR0917  fixtures
     make_pool: MakePool, admin: Admin, database: str, on_mariadb: bool, setting: str, size: int
 ) -> None:
-    """What it sets is part of what each borrower finds, whatever the one before has done; the session goes on."""
+    """Each borrower gets what it sets, whatever the previous one has done, and the session is reused."""
     statements, what, value = SETTINGS[setting]
     if on_mariadb and setting == "isolation":
         what = "@@tx_read_only"
@@ -147,7 +147,7 @@ def test_what_it_sets_is_found(  # noqa: PLR0917  fixtures
 
 
 def test_autocommit_that_it_turns_on_is_the_sessions_own(make_pool: MakePool) -> None:
-    """PyMySQL's `autocommit()` that leads away from what it has set is undone, though it leads to `connect()`'s."""
+    """A borrower's `autocommit()` is undone if it differs from what `on_connect` set, even if `connect()` set that."""
     pool = make_pool(size=1, autocommit=False, on_connect=lambda connection: connection.autocommit(True))  # noqa: FBT003  PyMySQL's
     for _ in range(3):
         connection = pool.get_connection()
@@ -158,7 +158,7 @@ def test_autocommit_that_it_turns_on_is_the_sessions_own(make_pool: MakePool) ->
 
 
 def test_what_it_sets_on_the_object_is_found(make_pool: MakePool) -> None:
-    """Attributes that it sets on the connection are there for each borrower."""
+    """Each borrower gets the attributes that it sets on the connection."""
 
     def prepare(connection: Any) -> None:
         connection.tenant = f"tenant of {connection.thread_id()}"
@@ -186,7 +186,7 @@ def test_after_init_command(make_pool: MakePool) -> None:
 
 
 def test_a_subclass_and_its_methods(make_pool: MakePool) -> None:
-    """It gets a connection of the pool's class, and may use all of its methods."""
+    """It is called with a connection of the pool's class, and may use all of its methods."""
 
     class Mine(Connection):
         def __init__(self, **kwargs: Any) -> None:
@@ -204,7 +204,7 @@ def test_a_subclass_and_its_methods(make_pool: MakePool) -> None:
 
 
 def test_what_it_leaves_open_is_nobodys(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """A transaction that it leaves open is committed, as that of `init_command` is, and rows unread are read."""
+    """A transaction that it leaves open is committed, as that of `init_command` is, and unread rows are read."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.t (n int) engine=innodb")
 
@@ -232,7 +232,7 @@ def test_what_it_leaves_open_is_nobodys(make_pool: MakePool, admin: Admin, datab
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), OperationalError(1045, "not you"), KeyboardInterrupt()])
 def test_an_error_is_the_openings(make_pool: MakePool, admin: Admin, database: str, error: BaseException) -> None:
-    """An error in it comes to whoever opens, the session is closed, and the place is there for the next."""
+    """An error in it is raised in the borrower that opens, the session is closed, and the place is free again."""
     fails = True
 
     def prepare(connection: Connection) -> None:
@@ -256,7 +256,7 @@ def test_an_error_is_the_openings(make_pool: MakePool, admin: Admin, database: s
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), OperationalError(1045, "not you")])
 def test_an_error_after_a_reset_costs_the_session(make_pool: MakePool, error: Exception) -> None:
-    """Where it fails after a reset a new session takes the place; the error is the borrower's only if it lasts."""
+    """If it fails after a reset, the session is replaced; the borrower gets the error only if it fails there too."""
     failures = 0
 
     def prepare(connection: Connection) -> None:
@@ -283,7 +283,7 @@ def test_an_error_after_a_reset_costs_the_session(make_pool: MakePool, error: Ex
 
 @pytest.mark.parametrize("deed", ["close", "connect"])
 def test_a_session_that_it_ends(make_pool: MakePool, deed: str) -> None:
-    """It is told in words where it has closed or reopened the connection."""
+    """Closing or reopening the connection in it is an error with a clear message."""
 
     def prepare(connection: Connection) -> None:
         connection.close()
@@ -295,7 +295,7 @@ def test_a_session_that_it_ends(make_pool: MakePool, deed: str) -> None:
 
 
 def test_a_session_that_takes_the_place_at_the_first_command(make_pool: MakePool, database: str) -> None:
-    """A session that replaces one whose ROLLBACK has failed is prepared as well."""
+    """It is also called for a session that replaces one whose ROLLBACK has failed."""
     calls = Calls()
     pool = make_pool(size=1, reset="rollback", on_connect=calls)
     connection = pool.get_connection()
@@ -303,7 +303,7 @@ def test_a_session_that_takes_the_place_at_the_first_command(make_pool: MakePool
     connection.query(f"xa start '{database}'")  # which the server refuses to roll back
     connection.close()
     wait = place.session.poll
-    # As where the reply has not come yet.
+    # As if the reply had not come yet.
     place.session.poll = lambda milliseconds: wait(milliseconds) if milliseconds else []
     connection = pool.get_connection()
     assert len(calls.sessions) == 1
@@ -316,13 +316,13 @@ def test_a_session_that_takes_the_place_at_the_first_command(make_pool: MakePool
 
 
 def test_what_can_not_be_called_is_refused() -> None:
-    """It is told at once that it has to be callable."""
+    """A TypeError is raised at once if it is not callable."""
     with pytest.raises(TypeError, match="on_connect"):
         ConnectionPool(on_connect="set @a = 1", pre_create_num=0)  # type: ignore[arg-type]
 
 
 def test_connect_patched_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a user's own tests, where no session is there, it is not called."""
+    """It is not called in a user's own tests, where there is no session."""
     monkeypatch.setattr(pymysql.connections.Connection, "connect", lambda *_: None)
     calls = Calls()
     with pymysqlpool.ConnectionPool(1, on_connect=calls) as pool:

@@ -1,7 +1,7 @@
-"""What a borrower sees whose session's ROLLBACK or reset has not been answered yet, with and without TLS.
+"""What a borrower sees while the reply to its session's ROLLBACK or reset is pending, with and without TLS.
 
-Where the reset went wrong the borrower gets a fresh session, before it is lent one or at its first command, and notices
-nothing. What was meant for the pool never answers a borrower.
+If the reset has failed, the borrower gets a new session, before it is lent one or at its first command, and notices
+nothing. A borrower never gets a reply to one of the pool's own commands.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module", params=["plain", "TLS"])
 def link(request: pytest.FixtureRequest) -> str:
-    """How client and server talk."""
+    """How client and server communicate."""
     kind: str = request.param
     return kind
 
@@ -71,7 +71,7 @@ def dam(server: Server) -> Iterator[Dam]:
 @pytest.fixture
 def make_dammed_pool(make_pool: MakePool, server: Server, link: str, dam: Dam) -> MakePool:
     """Make pools of one place behind the dam."""
-    # A server that is not ours need not have a certificate that can be checked.
+    # A server that the tests did not start may not have a certificate that can be verified.
     talk: Any = {"ssl": {"ca": server.ca} if server.ca else {"check_hostname": False}}
     if link == "plain":
         talk = {"ssl_disabled": True}
@@ -94,7 +94,7 @@ def make_dammed_pool(make_pool: MakePool, server: Server, link: str, dam: Dam) -
 
 
 LEAVE_A_VARIABLE = "set @left = 1"
-# What the pool is made with, and what its borrower does, so that this is owed.
+# The pool's arguments, and what its borrower does, so that this reply is pending.
 OWED: dict[str, tuple[dict[str, Any], str]] = {
     "reset": ({"autocommit": True}, LEAVE_A_VARIABLE),
     "reset, autocommit off": ({"autocommit": False}, LEAVE_A_VARIABLE),
@@ -103,19 +103,19 @@ OWED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 class Pending(NamedTuple):
-    """A session that owes the pool a reply, and its socket."""
+    """A session with a pending reply, and its socket."""
 
     session: int
     sock: Any
 
     def has_news(self, patience: float) -> bool:
-        """Whether something comes within so many seconds."""
+        """Whether something can be read within so many seconds."""
         return bool(select.select([self.sock], [], [], patience)[0])
 
 
 def return_behind(dam: Dam, pool: ConnectionPool, deed: str, begin: Callable[[], object]) -> Pending:
-    """Borrow and do it, `begin` what goes wrong, and return, so that the reply to the pool's own command is pending."""
-    # Of its very first reset the pool awaits the reply before it lends the session, as the server may not know it.
+    """Borrow, do it, `begin` the fault, and return, so that the reply to the pool's own command is pending."""
+    # The pool waits for the reply to the first reset before it lends the session: the server may not support it.
     connection = pool.get_connection()
     run(connection, LEAVE_A_VARIABLE)
     connection.close()
@@ -128,9 +128,9 @@ def return_behind(dam: Dam, pool: ConnectionPool, deed: str, begin: Callable[[],
 
 
 def check(connection: Any) -> int:
-    """Whose session it is, where the answer is the one to this very question, and nothing is left of another's.
+    """Return the session's id. Check that the reply is the right one, and that nothing of another borrower is left.
 
-    Nor is the pool's own patience with its commands: the answer may take as long as the user's `read_timeout` says.
+    Also check that the timeouts are the user's again, and not those of the pool's own commands.
     """
     unique = uuid.uuid4().hex
     with connection.cursor() as cursor:
@@ -151,7 +151,7 @@ BEFORE_THE_BORROW, BEFORE_THE_COMMAND, DURING_THE_COMMAND = MOMENTS = [
 def borrow_and_check(
     pool: ConnectionPool, dam: Dam, pending: Pending, moment: str, strike: Callable[[], object]
 ) -> int:
-    """Borrow, `strike` at this moment, and tell whose session it is, or raise what the borrower sees."""
+    """Borrow, call `strike` at this moment, and return the session's id, or raise what the borrower sees."""
     assert not pending.has_news(0)
     if moment == BEFORE_THE_BORROW:
         strike()
@@ -176,7 +176,7 @@ def borrow_and_check(
 def costs_the_session(
     pool: ConnectionPool, dam: Dam, pending: Pending, moment: str, strike: Callable[[], object]
 ) -> None:
-    """A borrower gets the answer, from a fresh session, which is kept; nobody gets this one any more."""
+    """Check that a borrower gets its reply from a new session, which is kept, and nobody gets this one any more."""
     fresh = borrow_and_check(pool, dam, pending, moment, strike)
     assert fresh != pending.session
     with pool.connection(timeout=0) as connection:
@@ -185,7 +185,7 @@ def costs_the_session(
 
 
 def goes_on_without(pending: Pending, pool: ConnectionPool) -> None:
-    """The place is there, with another session."""
+    """Check that the place is still there, with another session."""
     assert pool.size() == 1
     with pool.connection(timeout=0) as connection:
         assert check(connection) != pending.session
@@ -195,7 +195,7 @@ def goes_on_without(pending: Pending, pool: ConnectionPool) -> None:
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("owed", OWED)
 def test_a_late_reply(make_dammed_pool: MakePool, dam: Dam, owed: str, moment: str) -> None:
-    """Whenever the reply comes, the next borrower gets the right answer, on the same session."""
+    """Whenever the pending reply comes, the next borrower gets its own reply, on the same session."""
     options, deed = OWED[owed]
     pool = make_dammed_pool(**options)
     pending = return_behind(dam, pool, deed, dam.hold)
@@ -205,7 +205,7 @@ def test_a_late_reply(make_dammed_pool: MakePool, dam: Dam, owed: str, moment: s
 
 @pytest.fixture
 def large_packets(admin: Admin) -> Iterator[None]:
-    """Let the server take statements of more than 16 MB, each of several packets."""
+    """Let the server accept statements of more than 16 MB, which take several packets."""
     with admin.cursor() as cursor:
         cursor.execute("select @@global.max_allowed_packet")
         [(before,)] = cursor.fetchall()
@@ -216,7 +216,7 @@ def large_packets(admin: Admin) -> Iterator[None]:
 
 @pytest.mark.usefixtures("large_packets")
 def test_a_statement_of_several_packets(make_dammed_pool: MakePool, dam: Dam) -> None:
-    """However long a statement is, it is looked through in a moment, and gets its own answer behind the pending one."""
+    """However long a statement is, it is classified quickly, and gets its own reply after the pending one."""
     pool = make_dammed_pool(autocommit=True)
     pending = return_behind(dam, pool, LEAVE_A_VARIABLE, dam.hold)
     eventually(lambda: dam.held)
@@ -239,7 +239,7 @@ def test_a_statement_of_several_packets(make_dammed_pool: MakePool, dam: Dam) ->
 
 @pytest.mark.parametrize("owed", OWED)
 def test_a_reconnect_by_hand(make_dammed_pool: MakePool, dam: Dam, owed: str) -> None:
-    """Who reconnects does not wait for the replies that the session before still owes."""
+    """A borrower that reconnects does not wait for the pending replies of the old session."""
     options, deed = OWED[owed]
     pool = make_dammed_pool(read_timeout=GENEROUS, **options)
     pending = return_behind(dam, pool, deed, dam.hold)
@@ -254,11 +254,11 @@ def test_a_reconnect_by_hand(make_dammed_pool: MakePool, dam: Dam, owed: str) ->
 # KILL
 
 
-# Not during the first command: the server has answered that, too, before the KILL.
+# Not during the first command: the server has answered that as well before the KILL.
 @pytest.mark.parametrize("moment", [BEFORE_THE_BORROW, BEFORE_THE_COMMAND])
 @pytest.mark.parametrize("owed", OWED)
 def test_a_kill_behind_the_reply(make_dammed_pool: MakePool, admin: Admin, dam: Dam, owed: str, moment: str) -> None:
-    """A session that is killed while the reply is on its way costs its borrower nothing."""
+    """If a session is killed while the reply is on its way, its borrower notices nothing."""
     options, deed = OWED[owed]
     pool = make_dammed_pool(**options)
     pending = return_behind(dam, pool, deed, dam.hold)
@@ -277,9 +277,9 @@ def test_a_kill_behind_the_reply(make_dammed_pool: MakePool, admin: Admin, dam: 
 def test_a_kill_amid_the_reset(  # noqa: PLR0917 - fixtures
     make_dammed_pool: MakePool, admin: Admin, database: str, dam: Dam, autocommit: bool, moment: str
 ) -> None:
-    """A session that is killed while the server is at its reset costs its borrower nothing."""
+    """If a session is killed while the server executes its reset, its borrower notices nothing."""
     with admin.cursor() as cursor:
-        # Every opening and every reset goes through this lock, which admin may have.
+        # Every opening and every reset takes this lock, which admin may hold.
         pass_through = f"do if(get_lock('{database}', 1000), release_lock('{database}'), 0)"
         pool = make_dammed_pool(autocommit=autocommit, init_command=pass_through)
 
@@ -306,9 +306,9 @@ def test_a_kill_amid_the_reset(  # noqa: PLR0917 - fixtures
 # Failing
 
 
-# Every opening and every reset looks into this table, which may not be there.
+# Every opening and every reset reads this table, which may not exist.
 GATE = "set @gate = (select count(*) from gate)"
-# What the pool is made with, what its borrower does, and what makes the pool's own command fail after that.
+# The pool's arguments, what its borrower does, and what makes the pool's own command fail after that.
 FAILURES: dict[str, tuple[dict[str, Any], str, str]] = {
     "init_command": ({"autocommit": True, "init_command": GATE}, LEAVE_A_VARIABLE, "drop table {0}.gate"),
     "database": ({"autocommit": True}, "use {0}", "drop database {0}"),
@@ -323,12 +323,12 @@ FAILURES: dict[str, tuple[dict[str, Any], str, str]] = {
 def test_a_failing_reset(  # noqa: PLR0917 - fixtures
     make_dammed_pool: MakePool, server: Server, admin: Admin, database: str, dam: Dam, failure: str, moment: str
 ) -> None:
-    """A reset or ROLLBACK that the server refuses costs the session, and the error answers nobody's command."""
+    """If the server refuses a reset or ROLLBACK, the session is closed, and no borrower gets the error."""
     options, deed, harm = FAILURES[failure]
     with admin.cursor() as cursor:
 
         def password() -> str:
-            """Mend what was harmed, for the session that is opened."""
+            """Undo the fault, so that a new session can be opened."""
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", pymysql.Warning)
                 cursor.execute(f"create database if not exists {database}")
@@ -356,7 +356,7 @@ def test_a_failing_reset(  # noqa: PLR0917 - fixtures
     ],
 )
 def test_what_may_be_repeated(sql: str, is_certain: bool) -> None:
-    """What calls a function that may be a stored one, and so may write, is not run before the reset is known good."""
+    """A statement that calls what may be a stored function, which may write, waits for the reply to the reset."""
     assert certainly_reads(COMMAND.COM_QUERY, sql.encode()) is is_certain
 
 
@@ -372,7 +372,7 @@ def turn_deaf(dam: Dam) -> None:
 def test_read_timeout_covers_the_pending_reply(
     make_dammed_pool: MakePool, dam: Dam, owed: str, silence: Callable[[Dam], object]
 ) -> None:
-    """Where the reply never comes the first command fails within `read_timeout`, and the session is nobody's."""
+    """If the reply never comes, the first command fails within `read_timeout`, and the session is not lent again."""
     options, deed = OWED[owed]
     pool = make_dammed_pool(read_timeout=0.3, **options)
     pending = return_behind(dam, pool, deed, lambda: silence(dam))
@@ -390,7 +390,7 @@ def test_read_timeout_covers_the_pending_reply(
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("owed", OWED)
 def test_a_network_that_breaks(make_dammed_pool: MakePool, dam: Dam, owed: str, moment: str) -> None:
-    """Where the connection is reset, before or after the first command is written, the borrower gets another."""
+    """If the connection is reset before or after the first command is written, the borrower gets another session."""
     options, deed = OWED[owed]
     pool = make_dammed_pool(**options)
     pending = return_behind(dam, pool, deed, dam.hold)
@@ -404,7 +404,7 @@ def test_a_network_that_breaks(make_dammed_pool: MakePool, dam: Dam, owed: str, 
     costs_the_session(pool, dam, pending, moment, strike)
 
 
-# What the pool itself waits for before it lends: a ping, or a reset that may be refused though the session is alive.
+# What the pool itself waits for before it lends: a ping, or a reset that may be refused by a live session.
 LOOKS: dict[str, tuple[dict[str, Any], str, bool]] = {
     "ping": ({"autocommit": True}, LEAVE_A_VARIABLE, True),
     "ping, rollback": ({"autocommit": False}, "select 1", True),
@@ -415,7 +415,7 @@ LOOKS: dict[str, tuple[dict[str, Any], str, bool]] = {
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_a_look_at_a_session_that_does_not_reply(make_dammed_pool: MakePool, dam: Dam, look: str) -> None:
-    """Where the pool waits for the reply itself, one that never comes means a fresh session, without any timeout."""
+    """If the pool itself waits for a reply that never comes, the borrower gets a new session, without any timeout."""
     options, deed, pre_ping = LOOKS[look]
     pool = make_dammed_pool(**options)
     pending = return_behind(dam, pool, deed, dam.hold)
@@ -435,7 +435,7 @@ def test_a_look_at_a_session_that_does_not_reply(make_dammed_pool: MakePool, dam
 @pytest.mark.parametrize("has_come", [False, True], ids=["on its way", "unread"])
 @pytest.mark.parametrize("owed", OWED)
 def test_a_fork(make_dammed_pool: MakePool, dam: Dam, owed: str, has_come: bool, is_borrowed: bool) -> None:
-    """The pending reply is the parent's, as its session is: the child reads nothing of it, whatever it does."""
+    """The pending reply is the parent's, like its session: the child reads nothing of it, whatever it does."""
     options, deed = OWED[owed]
     pool = make_dammed_pool(**options)
     pending = return_behind(dam, pool, deed, dam.hold)
@@ -469,7 +469,7 @@ def test_a_fork(make_dammed_pool: MakePool, dam: Dam, owed: str, has_come: bool,
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals here")
 @pytest.mark.parametrize("pre_ping", [False, True])
 def test_an_alarm_while_a_reset_is_pending(make_dammed_pool: MakePool, dam: Dam, pre_ping: bool) -> None:
-    """A signal handler's TimeoutError is the borrower's: it is not taken for the reset's, and nothing is run after."""
+    """A signal handler's TimeoutError is raised in the borrower, not taken for the reset's, and no command is run."""
 
     def strike(*_: object) -> None:
         raise TimeoutError("alarm")

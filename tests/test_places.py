@@ -1,4 +1,4 @@
-"""Places that are given up, lost or replaced: none is lost, and none is made twice."""
+"""Places that are lost or replaced: none is lost for good, and none is duplicated."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from server import Server
 
 
-# Given up
+# Lost
 
 
 class ReturnsLate:
-    """In a cycle, and returns its connection when the collector finds it."""
+    """An object in a cycle that returns its connection when the collector finalizes it."""
 
     def __init__(self, connection: pymysqlpool.Connection) -> None:
         self.connection = connection
@@ -62,7 +62,7 @@ def reconnect(connection: Any) -> None:
 def test_a_place_that_was_given_up_does_not_come_back(
     make_pool: MakePool, on_mysql: bool, leave: Callable[[Any], None]
 ) -> None:
-    """A finalizer that returns a connection which the collector has found makes no place more, and is told of nothing.
+    """If a finalizer returns a connection that the collector has found, no place is added, and no error is raised.
 
     The collector may have closed the socket before, so that nothing can be undone in the session.
     """
@@ -84,7 +84,7 @@ def test_a_place_that_was_given_up_does_not_come_back(
 
 
 class Acts:
-    """In a cycle, and does something with its connection when the collector finds it."""
+    """An object in a cycle that does something with its connection when the collector finalizes it."""
 
     connection: Any
 
@@ -98,7 +98,7 @@ class Acts:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_session_of_a_lost_place_ends_before_another_is_lent(make_pool: MakePool, admin: Admin) -> None:
-    """There are no more sessions than places, also while other finalizers of the same collection keep it busy."""
+    """There are no more sessions than places, even while other finalizers of the same collection run for long."""
     ended = []
 
     def wait(_: Any) -> None:
@@ -117,7 +117,7 @@ def test_the_session_of_a_lost_place_ends_before_another_is_lent(make_pool: Make
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_finalizer_that_uses_a_lost_connection_opens_no_session(make_pool: MakePool) -> None:
-    """Where the reset of its session has failed, a borrower gets another one, but the place is not the finalizer's."""
+    """A finalizer that uses a lost connection gets an error, and no session is opened even if the reset has failed."""
     errors = []
 
     def use(connection: Any) -> None:
@@ -138,7 +138,7 @@ def test_a_finalizer_that_uses_a_lost_connection_opens_no_session(make_pool: Mak
 
 
 def test_a_borrow_that_no_line_of_python_calls(make_pool: MakePool) -> None:
-    """A thread may begin with it; there is no line to be named then, and nothing is lost."""
+    """A thread may begin with a borrow; there is no calling line to be reported then, and no place is lost."""
     pool = make_pool(size=1, pre_create_num=0)
     _thread.start_new_thread(pool.get_connection, ())
     eventually(lambda: pool._pool._dead)
@@ -148,7 +148,7 @@ def test_a_borrow_that_no_line_of_python_calls(make_pool: MakePool) -> None:
 
 
 def test_a_borrow_at_exit(server: Server) -> None:
-    """The same where the interpreter calls it."""
+    """The same is true if the interpreter calls it at exit."""
     status, _, errors = run_as_program(__file__, server.connect_kwargs)
     assert (status, errors) == (0, "")
 
@@ -157,7 +157,7 @@ def test_a_borrow_at_exit(server: Server) -> None:
 
 
 def test_an_interrupted_replacement_is_found_again(make_pool: MakePool) -> None:
-    """Whoever is interrupted between two steps of it leaves a new place that is dead, and found like any other."""
+    """If a replacement is interrupted between two steps, the unused new place is found like any other lost place."""
     pool = make_pool(size=1)
     record = pool._pool._records[0]
     del pool._pool.queue[0]
@@ -170,7 +170,7 @@ def test_an_interrupted_replacement_is_found_again(make_pool: MakePool) -> None:
 
 
 def test_of_two_that_replace_a_place_one_does(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal handler that does it within somebody else's replacement comes first, and the bound holds."""
+    """If a signal handler interrupts a replacement and does the same, its place is used, and `maxsize` is kept."""
     pool = make_pool(size=1)
     del pool._pool.queue[0]
     gc.collect()
@@ -186,7 +186,7 @@ def test_of_two_that_replace_a_place_one_does(make_pool: MakePool, monkeypatch: 
 
 
 def test_a_replacement_that_fails_leaves_a_place_to_be_opened(make_pool: MakePool, server: Server) -> None:
-    """The borrower gets PyMySQL's error, may connect again by hand, and the place comes back."""
+    """If replacing its session fails, the borrower gets PyMySQL's error, may reconnect, and the place comes back."""
     with Proxy(server.host, server.port) as proxy:
         pool = make_pool(size=1, autocommit=True, host=proxy.host, port=proxy.port, ssl_disabled=True)
         for reconnects in (False, True):
@@ -209,7 +209,7 @@ def test_a_replacement_that_fails_leaves_a_place_to_be_opened(make_pool: MakePoo
 
 
 def test_a_ping_behind_a_reset_that_fails(make_pool: MakePool) -> None:
-    """A borrower whose session is pinged before the reply to its reset has come gets another where that is an error."""
+    """If a session is pinged while its reset is pending, and the reset turns out to have failed, it is replaced."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     connection.query("set @left = 1")
@@ -221,17 +221,17 @@ def test_a_ping_behind_a_reset_that_fails(make_pool: MakePool) -> None:
     session: Any = idle._place.session
     idle._send(session, pack_commands((COMMAND.COM_QUERY, b"no SQL")))
     wait = session.poll
-    session.poll = lambda milliseconds: wait(milliseconds) if milliseconds else []  # as if it was still on its way
+    session.poll = lambda milliseconds: wait(milliseconds) if milliseconds else []  # as if it were still on its way
     connection = pool.get_connection(pre_ping=True)
     assert session_of(connection) != number
     connection.close()
 
 
-# Looked at by others
+# Polled by other threads
 
 
 def test_others_take_what_a_borrower_looks_at(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who looks for a session that is ready, while all others are taken, takes the one that is left."""
+    """If all other sessions are taken while a borrower looks for one that is ready, it gets the remaining one."""
     pool = make_pool(size=3)
     for connection in [pool.get_connection() for _ in range(3)]:
         connection.execute_query("do 1")
@@ -254,7 +254,7 @@ def test_others_take_what_a_borrower_looks_at(make_pool: MakePool, monkeypatch: 
 
 
 def test_a_session_that_is_closed_while_another_looks_at_it(make_pool: MakePool) -> None:
-    """It owes nothing any more."""
+    """A session that is closed while another thread polls it counts as ready."""
     pool = make_pool(size=1)
     [idle] = pool._pool.idle()
     session: Any = idle._place.session
@@ -264,7 +264,7 @@ def test_a_session_that_is_closed_while_another_looks_at_it(make_pool: MakePool)
 
 
 def test_a_session_that_two_look_at(make_pool: MakePool) -> None:
-    """The second does not wait for the first, and takes the session as one that is ready."""
+    """If two threads poll a session, the second does not wait for the first, and takes the session as ready."""
     pool = make_pool(size=1)
     [idle] = pool._pool.idle()
     session: Any = idle._place.session

@@ -1,4 +1,4 @@
-"""What a server, or a proxy in front of it, may refuse, lack or do by itself, and what a borrower sees of that."""
+"""What a server, or a proxy in front of it, may refuse, lack or do by itself, and its effect on borrowers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_proxied_pool(make_pool: MakePool, protocol_proxy: ProtocolProxy, schema
 
 @pytest.fixture
 def plain(server: Server, database: str) -> Iterator[Admin]:
-    """A plain connection to the test's own schema, which sees what is committed."""
+    """A PyMySQL connection to the test's own schema, which sees what is committed."""
     with pymysql.connect(**server.connect_kwargs, database=database, autocommit=True, ssl_disabled=True) as connection:
         yield connection
 
@@ -63,14 +63,14 @@ def schema(database: str, plain: Admin) -> str:
 
 
 def names(plain: Admin) -> list[str]:
-    """What anybody can see in the table."""
+    """The committed rows of the table."""
     with plain.cursor() as cursor:
         cursor.execute("select name from t")
         return [name for (name,) in cursor.fetchall()]
 
 
 class Refusal:
-    """Refuses one command, the n-th from now on, as a server does whose query was killed or that is not ready."""
+    """Refuses the n-th command from now on, as a server does after KILL QUERY or while it is not ready."""
 
     def __init__(self, protocol_proxy: ProtocolProxy, n: int, *, is_done: bool = False, code: int = 1047) -> None:
         self._left = n
@@ -94,7 +94,7 @@ class Refusal:
         return [self._error] if self._is_done and self._is_it(command) else reply
 
 
-# What the pool is made with, and what its borrower leaves, so that this is owed.
+# The pool's arguments, and what its borrower leaves, so that these replies are pending.
 OWED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "rollback": ({"autocommit": False, "reset": "rollback"}, ["insert into t values ('a')"]),
     "rollback, autocommit on": ({"autocommit": True, "reset": "rollback"}, ["begin", "insert into t values ('a')"]),
@@ -146,7 +146,7 @@ FIRST: dict[str, First] = {
 
 
 def borrow_and_run(pool: ConnectionPool, protocol_proxy: ProtocolProxy, first: First, *, is_late: bool) -> Any:
-    """Borrow and do it, where the replies that are owed have come before, or come when they are waited for."""
+    """Borrow and do it; the pending replies have come before, or come only when they are waited for."""
     connection = pool.get_connection()
     if not is_late:
         assert first.run(connection) == first.gets
@@ -161,7 +161,7 @@ def borrow_and_run(pool: ConnectionPool, protocol_proxy: ProtocolProxy, first: F
 
 
 def leave_first(pool: ConnectionPool) -> None:
-    """Let the pool see how the server resets: of its very first reset it waits for the replies by itself."""
+    """Let the pool do its first reset, for whose replies it always waits."""
     for _ in range(2):
         with pool.connection() as connection:
             run(connection, "set @first = 1")
@@ -179,14 +179,14 @@ def test_where_a_reset_is_refused_nothing_runs_on_its_session(  # noqa: PLR0917 
     is_late: bool,
     is_done: bool,
 ) -> None:
-    """Whichever command of a reset or ROLLBACK fails, the next borrower's runs once, and on a clean session."""
+    """Whichever command of a reset or ROLLBACK fails, the next borrower's command runs once, on a clean session."""
     options, deeds = OWED[owed]
     pool = make_proxied_pool(**options)
     leave_first(pool)
     refused = set()
     for name, first in FIRST.items():
         n = replies = 0
-        while n <= replies:  # in the last round all goes well
+        while n <= replies:  # in the last round no command is refused
             connection = pool.get_connection()
             run(connection, *(deed.format(schema) for deed in deeds))
             if is_late:
@@ -240,7 +240,7 @@ STATE = "select @left, ifnull(nullif(current_role(), 'NONE'), 'none'), @@autocom
 def test_where_a_question_at_an_opening_is_refused(
     make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy, schema: str, role: str, code: int
 ) -> None:
-    """Whatever is refused while a session is opened, or reset and looked at for the first time: nothing is left."""
+    """Whatever is refused while a session is opened, or reset and checked for the first time, nothing is left over."""
     n = 0
     is_last = False
     while not is_last:
@@ -317,7 +317,7 @@ def greets_as_mariadb(protocol_proxy: ProtocolProxy) -> None:
 
 
 def shares_sessions(protocol_proxy: ProtocolProxy) -> None:
-    """As a multiplexing proxy does, but where a transaction is open, or a session has what can't be moved."""
+    """Share sessions as a multiplexing proxy does, except in a transaction or with state that can't be moved."""
     protocol_proxy.sessions = 3
     keeping: list[bytes] = []
 
@@ -371,7 +371,7 @@ def test_what_a_proxy_lacks_lets_nothing_through(  # noqa: PLR0917 - fixtures
     impair: Callable[[ProtocolProxy], None],
     autocommit: bool,
 ) -> None:
-    """Behind whatever proxy a borrower finds what `connect()` makes, and each of its statements is answered."""
+    """Behind each kind of proxy a borrower gets the state of `connect()`, and a reply to each statement."""
     impair(protocol_proxy)
     look = (
         "select @left, is_used_lock(%s), @@transaction_isolation, @@sql_mode, @@autocommit, database(), "
@@ -404,7 +404,7 @@ def test_what_a_proxy_lacks_lets_nothing_through(  # noqa: PLR0917 - fixtures
 def test_few_resets_wait_for_what_a_proxy_drops(
     make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy, impair: Callable[[ProtocolProxy], None]
 ) -> None:
-    """Where three resets were answered in part, sessions are replaced, and no later borrower waits."""
+    """After three resets with missing replies, sessions are replaced instead, and no later borrower waits."""
     impair(protocol_proxy)
     pool = make_proxied_pool()
     for _ in range(4):
@@ -419,7 +419,7 @@ def test_few_resets_wait_for_what_a_proxy_drops(
 def test_an_empty_packet_in_place_of_a_reply_costs_the_session(
     make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy
 ) -> None:
-    """It is nothing that the protocol has, and the next borrower notices nothing of it."""
+    """An empty packet is not part of the protocol: the session is closed, and the next borrower notices nothing."""
     pool = make_proxied_pool()
     for statement in ("set @left = 1", "set @left = 1", "select 1"):  # the last waits for the reply to the reset
         with pool.connection() as connection:
@@ -433,7 +433,7 @@ def test_an_empty_packet_in_place_of_a_reply_costs_the_session(
 
 
 def test_the_proxy_that_shares_sessions_does_so(make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy) -> None:
-    """What is not bound to a session goes to another one each time."""
+    """The proxy sends each command that is not bound to a session to another one."""
     shares_sessions(protocol_proxy)
     with make_proxied_pool(autocommit=True).connection() as connection:
         assert len({run(connection, "select connection_id()") for _ in range(3)}) == 3
@@ -445,7 +445,7 @@ def test_the_proxy_that_shares_sessions_does_so(make_proxied_pool: MakePool, pro
 
 
 class Old(Proxy):
-    """In front of a server it is one that knows of no authentication plugins, as Sphinx, Manticore and old proxies."""
+    """A proxy that hides authentication plugins, like Sphinx, Manticore and old proxies, which do not have them."""
 
     async def _serve(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         server_reader, server = await asyncio.open_connection(*self._target)
@@ -460,7 +460,7 @@ class Old(Proxy):
 
 
 def test_a_server_without_authentication_plugins(make_pool: MakePool, server: Server, on_mariadb: bool) -> None:
-    """It can be reached, as with PyMySQL."""
+    """The pool can connect to it, as PyMySQL can."""
     if not on_mariadb:
         pytest.skip("MySQL 9 lets no such client in")
     with Old(server.host, server.port) as old:
@@ -472,11 +472,11 @@ def test_a_server_without_authentication_plugins(make_pool: MakePool, server: Se
 
 
 def test_a_reply_that_comes_in_pieces(make_pool: MakePool, server: Any) -> None:
-    """It is read whole, and the session is kept."""
+    """The whole reply is read, and the session is kept."""
 
     class Crumbs(Proxy):
         async def _pump(self, reader: Any, writer: Any) -> None:
-            with suppress(OSError):  # a reset is an end like any other
+            with suppress(OSError):  # a connection reset is treated like any other end
                 while data := await reader.read(4096):
                     for at in range(0, len(data), 5):
                         writer.write(data[at : at + 5])
@@ -494,7 +494,7 @@ def test_a_reply_that_comes_in_pieces(make_pool: MakePool, server: Any) -> None:
 def test_an_answer_without_rows_at_the_look_at_a_first_reset(
     make_proxied_pool: MakePool, protocol_proxy: ProtocolProxy
 ) -> None:
-    """It costs the session, and no borrower gets an error."""
+    """If the check of a first reset gets a reply without rows, the session is closed; no borrower gets an error."""
     seen = 0
 
     def answer(command: Command) -> list[bytes] | None:

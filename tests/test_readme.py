@@ -1,4 +1,4 @@
-"""The README is true: its blocks run, and its lists and tables name what there is."""
+"""The README is correct: its code blocks run, and its lists and tables are complete."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_session_shows_what_it_says(server: Server, database: str) -> None:
-    """The first example, typed in as it stands, answers as it says."""
+    """The first example, typed in literally, prints what the README shows."""
     [session] = blocks("pycon")
     assert CONFIG in session
     session = session.replace(CONFIG, repr({**server.connect_kwargs, "database": database}))
@@ -49,7 +49,7 @@ def test_the_program_runs(make_pool: Any) -> None:
 
 
 def test_sigterm_ends_the_program(make_pool: Any) -> None:
-    """With the lines for it the main thread's block is rolled back, and the pool waits for the other threads."""
+    """With the lines for SIGTERM the main thread's block is rolled back, and the pool waits for other threads."""
     _, program = blocks("python")
     pool = make_pool()
     pool.get_connection().execute_query("create table t (n int) engine=innodb")
@@ -85,7 +85,7 @@ def test_sigterm_ends_the_program(make_pool: Any) -> None:
 
 
 def test_the_links_lead_somewhere() -> None:
-    """Each page that the README links is there, and so is each of its own sections."""
+    """Each page that the README links to exists, and so does each of its own sections that it links to."""
     headings = {
         re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
         for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
@@ -98,7 +98,7 @@ def test_the_links_lead_somewhere() -> None:
 
 
 def test_the_table_has_all_options() -> None:
-    """The table of options names each argument of the pool, and no other."""
+    """The table of options lists each argument of the pool, and no other."""
     table = README[README.index("## Options") : README.index("`get_connection(timeout=1")]
     named = set(re.findall(r"^\|[^|]*\| `(\w+)` \|", table, re.MULTILINE))
     parameters = inspect.signature(pymysqlpool.ConnectionPool).parameters.values()
@@ -107,19 +107,19 @@ def test_the_table_has_all_options() -> None:
 
 @pytest.mark.parametrize("line", blocks("sh")[0].splitlines())
 def test_the_commands_are_toxs(line: str) -> None:
-    """The two commands run tox, on the demo and on everything, as `.ci/run` does."""
+    """The two commands run tox, for the demo and for everything, as `.ci/run` does."""
     assert re.search(r"pipx run tox( -e demo)?$", line)
 
 
 def test_the_files_to_read_are_all_there_are() -> None:
-    """The way to read the package passes each of its files."""
+    """The reading order includes each file of the package."""
     package = {path.name for path in Path(pymysqlpool.__file__).parent.glob("*.py")}
     reading = set(re.findall(r"`(\w+\.py)`", README[README.index("To read the package") :]))
     assert package - reading == {"__init__.py"}
 
 
 def test_the_gaps_are_those_that_were_measured() -> None:
-    """The table of a cluster's faults has what `tox -e cluster -- --write` has written."""
+    """The table of cluster faults has the figures that `tox -e cluster -- --write` has written."""
     written = [
         [cell.strip() for cell in line.split("|")[1:4]]
         for line in ROOT.joinpath(".github", "cluster.md").read_text().splitlines()
@@ -131,13 +131,13 @@ def test_the_gaps_are_those_that_were_measured() -> None:
 
 
 def test_each_test_file_has_a_promise() -> None:
-    """The map for contributors names each file of tests, and no other."""
+    """The map for contributors lists each test file, and no other."""
     named = re.findall(r"`(test_\w+\.py)`", ROOT.joinpath(".github", "CONTRIBUTING.md").read_text())
     assert sorted(named) == sorted(file.name for file in Path(__file__).parent.glob("test_*.py"))
 
 
 def test_the_figures_are_those_that_were_measured() -> None:
-    """The commands of one cycle are what `tox -e bench` has written."""
+    """The table of commands has the figures that `tox -e bench` has written."""
     report = json.loads(ROOT.joinpath(".github", "benchmarks.json").read_text())
     on, off = (line["values"] for line in report["figures"] if line["measure"] == "commands")
     rows = re.findall(r"^\| \**([^|*]+?)\** \| \**(\d+)\** \| \**(\d+)\** \|$", README, re.MULTILINE)
@@ -148,7 +148,7 @@ def test_the_figures_are_those_that_were_measured() -> None:
 
 
 def test_the_statistics_are_named() -> None:
-    """The list behind `pool.stats()` names each number, and each reason for which a connection is closed."""
+    """The list for `pool.stats()` has each field, and each reason for which a connection is closed."""
     part = README[README.index("`pool.stats()` returns") : README.index("`pool.size()` is the number")]
     fields = {*pymysqlpool.PoolStats._fields, *Closed._fields}
     assert set(re.findall(r"`(\w+)`", part)) - {"PoolStats"} == fields

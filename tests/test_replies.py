@@ -1,4 +1,4 @@
-"""Replies that are interrupted, that fail half-way, or that two threads want: nobody gets what is left of one."""
+"""Replies that are interrupted, fail halfway, or are read by two threads: nobody reads the rest of one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SET_CHARSET = "set_character_set" if hasattr(pymysql.connections.Connection, "se
 
 
 class Struck(BaseException):
-    """What no `except Exception` catches."""
+    """An exception that `except Exception` does not catch."""
 
 
 def waits_for_lock(session: int, admin: Admin) -> bool:
@@ -65,7 +65,7 @@ def waits_for_lock(session: int, admin: Admin) -> bool:
 
 @pytest.fixture
 def held(database: str, admin: Admin) -> Iterator[str]:
-    """A query that waits until `admin` lets it go on, with `release_lock()`."""
+    """A query that waits until `admin` calls `release_lock()`."""
     assert ask(admin, f"select get_lock('{database}', 0)") == ((1,),)
     yield f"select get_lock('{database}', 10) + 41"
     release(admin)
@@ -79,7 +79,7 @@ def release(admin: Admin) -> None:
 
 
 class Fault:
-    """Raises an exception at one of the moments that a connection's socket comes to."""
+    """Raises an exception at one of the points that a connection's socket passes."""
 
     def __init__(self, kind: type[BaseException]) -> None:
         self.kind = kind
@@ -88,16 +88,16 @@ class Fault:
         self.has_struck = False
 
     def arm(self, moments: int) -> None:
-        """Let it strike at this moment from now, counted from 1."""
+        """Raise at this point from now on, counted from 1."""
         self.moments = moments
         self.has_struck = False
 
     def disarm(self) -> None:
-        """Let it not strike any more."""
+        """Do not raise any more."""
         self.moments = 0
 
     def moment(self) -> None:
-        """Here it may strike."""
+        """Raise if this is the chosen point."""
         if self.moments:
             self.moments -= 1
             if self.moments == 0:
@@ -106,7 +106,7 @@ class Fault:
 
 
 class FaultySocket:
-    """A socket, or the file to read from it, struck before, in and after a send, and before and after a read."""
+    """A socket, or its file, with points before, in and after a send, and before and after a read."""
 
     def __init__(self, real: Any, fault: Fault) -> None:
         self._real = real
@@ -116,7 +116,7 @@ class FaultySocket:
         return getattr(self._real, name)
 
     def sendall(self, data: bytes) -> None:
-        """Send one half and the other."""
+        """Send in two halves."""
         middle = len(data) // 2
         self._fault.moment()
         self._real.sendall(data[:middle])
@@ -133,7 +133,7 @@ class FaultySocket:
 
 
 class FaultyConnection(pymysqlpool.Connection):
-    """Its socket may be struck by a fault, from the server's greeting on."""
+    """A connection whose socket raises the fault, from the server's greeting on."""
 
     fault: ClassVar[Fault]
 
@@ -155,14 +155,14 @@ def fault(request: pytest.FixtureRequest) -> Fault:
 
 @pytest.fixture
 def faulty_pool(fault: Fault, database: str, table: str, admin: Admin, make_pool: MakePool) -> Iterator[ConnectionPool]:
-    """A pool of one place, whose sessions are struck."""
+    """A pool of one place, with such connections."""
     gc.collect()
-    gc.freeze()  # so that the many collections of these tests are quick
+    gc.freeze()  # so that the many collections in these tests are quick
     ask(admin, f"create procedure {database}.two() begin select 1; select 2; end")
     connection_class = type("Faulty", (FaultyConnection,), {"fault": fault})
     pool = make_pool(size=1, connection_class=connection_class, ssl_disabled=True)
     by_close(pool, running("set @v = 1"))
-    check_answers(pool)  # after the first reset it looks at all variables, in a thousand reads
+    check_answers(pool)  # after the first reset it compares all variables, which takes a thousand reads
     yield pool
     gc.unfreeze()
 
@@ -204,7 +204,7 @@ def closing_it(pool: ConnectionPool, deed: Deed) -> None:
 def test_interrupted_in_the_middle_of_a_reply_means_closed(
     operation: str, way: Callable[[ConnectionPool, Deed], None], fault: Fault, faulty_pool: ConnectionPool, admin: Admin
 ) -> None:
-    """Whatever strikes at whatever send or read of a command, its session is closed, and its place is not lost."""
+    """If any exception interrupts any send or read of a command, its session is closed, and no place is lost."""
     closed = set()
     for moment in itertools.count(1):
         session = check_answers(faulty_pool)
@@ -253,7 +253,7 @@ def with_a_commit(pool: ConnectionPool, fault: Callable[[], None], admin: Admin)
 def with_another_session(pool: ConnectionPool, fault: Callable[[], None], admin: Admin) -> None:
     connection = pool.get_connection()
     connection.close()
-    with suppress(pymysql.Error):  # it may have gone already
+    with suppress(pymysql.Error):  # it may have been closed already
         admin.kill(connection.server_thread_id[0])
     eventually(lambda: not is_alive(connection.server_thread_id[0], admin))
     fault()
@@ -266,7 +266,7 @@ def test_interrupted_between_two_borrowers_means_closed(
     faulty_pool: ConnectionPool,
     admin: Admin,
 ) -> None:
-    """Whatever strikes at whatever send or read of the pool's own commands, no borrower gets that session again."""
+    """If any exception interrupts any send or read of the pool's own commands, the session is not lent again."""
     closed = set()
     for moment in itertools.count(1):
         session = check_answers(faulty_pool)
@@ -290,18 +290,18 @@ def test_interrupted_between_two_borrowers_means_closed(
 
 
 class Asynchronous(Exception):
-    """Raised in a thread by another."""
+    """An exception that one thread raises in another."""
 
 
 def test_an_asynchronous_exception_in_a_query_means_closed(held: str, admin: Admin, make_pool: MakePool) -> None:
-    """What another thread raises in one that waits for a reply leaves nothing of it to the next borrower."""
+    """If another thread raises an exception in one that waits for a reply, the next borrower gets none of the reply."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     with ThreadPoolExecutor(1) as executor:
         thread = executor.submit(threading.get_ident).result()
         query = executor.submit(ask, connection, held)
         eventually(lambda: waits_for_lock(connection.server_thread_id[0], admin))
-        # It is delivered when the thread runs Python again: the moment that the first byte of the reply is there.
+        # It is delivered when the thread runs Python code again, as soon as the first byte of the reply has come.
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Asynchronous))
         release(admin)
         with pytest.raises(Asynchronous):
@@ -316,7 +316,7 @@ def test_an_asynchronous_exception_in_a_query_means_closed(held: str, admin: Adm
 def test_an_exception_from_a_signal_handler_in_a_query_means_closed(
     way: Callable[[ConnectionPool, Deed], None], held: str, server: Server, admin: Admin, make_pool: MakePool
 ) -> None:
-    """What a signal handler raises while a reply is awaited leaves nothing of it to the next borrower."""
+    """If a signal handler raises during the wait for a reply, the next borrower gets none of the reply."""
     pool = make_pool(size=1)
     session = check_answers(pool)
     main = threading.get_ident()
@@ -369,7 +369,7 @@ for by_block in False, True:
 
 
 def test_a_gevent_timeout_in_a_query_means_closed(server: Server, held: str) -> None:
-    """A gevent timeout while a reply is awaited leaves nothing of it to the next borrower."""
+    """After a gevent timeout during the wait for a reply, the next borrower gets none of the reply."""
     pytest.importorskip("gevent")
     command = [sys.executable, "-c", IN_GEVENT, json.dumps({**server.connect_kwargs, "ssl_disabled": True}), held]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -398,7 +398,7 @@ CALLS: dict[str, Deed] = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_second_thread_is_told_so(call: str, held: str, admin: Admin, make_pool: MakePool) -> None:
-    """While a thread waits for a reply another's call on the same connection raises, and the first gets its answer."""
+    """While a thread waits for a reply, another's call on the connection raises, and the first gets its reply."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     with ThreadPoolExecutor(1, "first") as executor:
@@ -414,7 +414,7 @@ def test_a_second_thread_is_told_so(call: str, held: str, admin: Admin, make_poo
 
 
 def test_a_second_thread_does_not_read_the_rows_of_the_first(make_pool: MakePool) -> None:
-    """While one thread has rows unread another's call on the same connection raises, and the first can read on."""
+    """While one thread has unread rows, another's call on the connection raises, and the first can read on."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     cursor = connection.cursor(SSCursor)
@@ -430,7 +430,7 @@ def test_a_second_thread_does_not_read_the_rows_of_the_first(make_pool: MakePool
 
 @pytest.mark.parametrize("ends_by", ["close", "block"])
 def test_a_connection_returned_while_another_thread_reads_from_it(ends_by: str) -> None:
-    """Over TLS, too, that thread does not touch the next session, whose socket would have the same number."""
+    """The reading thread does not touch the next session, whose socket has the same descriptor, even over TLS."""
     with running_server(tls=True) as server, one_thread() as other:
         if server.ca is None:
             pytest.skip("this server is not ours")
@@ -451,7 +451,7 @@ def test_a_connection_returned_while_another_thread_reads_from_it(ends_by: str) 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals here")
 def test_a_connection_returned_by_a_signal_handler_that_strikes_its_query() -> None:
-    """Over TLS, too, the query does not go on to read from the session that the handler borrows."""
+    """The interrupted query does not read from the session that the handler borrows, even over TLS."""
     borrowed = []
 
     def strike(*_: object) -> None:
@@ -474,11 +474,11 @@ def test_a_connection_returned_by_a_signal_handler_that_strikes_its_query() -> N
             signal.signal(signal.SIGUSR1, former)
 
 
-# Failing half-way
+# Failing halfway
 
 
 def test_a_file_that_fails_half_way_leaves_no_reply(make_pool: MakePool, admin: Admin, tmp_path: Path) -> None:
-    """LOAD DATA LOCAL that loses its server fails, and costs the session."""
+    """If LOAD DATA LOCAL loses its server, it fails, and the session is closed."""
     pool = make_pool(size=1, local_infile=True)
     connection = pool.get_connection()
     connection.query("create table t (n int)")
@@ -507,7 +507,7 @@ def test_a_file_that_fails_half_way_leaves_no_reply(make_pool: MakePool, admin: 
 
 
 def test_a_file_that_is_not_there_does_not_cost_the_session(make_pool: MakePool, database: str, tmp_path: Path) -> None:
-    """After LOAD DATA LOCAL of a file that is not there the connection goes on, as with PyMySQL."""
+    """After LOAD DATA LOCAL of a file that does not exist the connection can be used, as with PyMySQL."""
     pool = make_pool(size=1, local_infile=True)
     connection = pool.get_connection()
     connection.query("create table t (n int)")
@@ -524,7 +524,7 @@ def test_a_file_that_is_not_there_does_not_cost_the_session(make_pool: MakePool,
 def test_rows_that_end_in_an_error_while_they_are_drained(
     make_pool: MakePool, on_mariadb: bool, is_time_limit: bool
 ) -> None:
-    """An unbuffered query whose rest ends in the server's error packet is over, and the connection goes on."""
+    """If the rest of an unbuffered query ends in an error packet, the reply is over, and the connection can be used."""
     connection = make_pool(size=1).get_connection()
     connection.query("create table t (n int primary key, word varchar(500))")
     with connection.cursor() as cur:
@@ -546,7 +546,7 @@ def test_rows_that_end_in_an_error_while_they_are_drained(
 
 
 def test_a_decoder_that_raises_interrupts_the_reply(make_pool: MakePool) -> None:
-    """Nobody reads on in it: the next command says so, and the session is replaced."""
+    """A decoder's exception interrupts the reply: the next command raises, and the session is replaced."""
 
     def decode(value: str) -> str:
         raise DataError(value)
@@ -563,7 +563,7 @@ def test_a_decoder_that_raises_interrupts_the_reply(make_pool: MakePool) -> None
 
 
 def test_warnings_and_charsets_are_whole_replies(make_pool: MakePool) -> None:
-    """After `show_warnings()`, `set_charset()` and `set_character_set()`, also failed ones, the session goes on."""
+    """After `show_warnings()`, `set_charset()` and `set_character_set()`, even failed ones, the session is kept."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     session = session_of(connection)

@@ -1,4 +1,4 @@
-"""What a reset restores, what it does not and the pool does, and each value of `reset=`."""
+"""What a reset restores, what the pool restores in addition, and each value of `reset=`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from server import Server
 
 
-# As `connect()` made it
+# As `connect()` left it
 
 
 VOLATILE = {"timestamp", "pseudo_thread_id", "rand_seed1", "rand_seed2", "session_track_state_change", "statement_id"}
@@ -46,7 +46,7 @@ CONNECTS: dict[str, dict[str, Any]] = {
 
 
 def state(connection: Any) -> dict[str, Any]:
-    """All that a session can be asked about itself, and what PyMySQL thinks of it."""
+    """All the state of a session that can be queried, and PyMySQL's attributes for it."""
     variables = {name: value for name, value in ask(connection, "show session variables") if name not in VOLATILE}
     [(database, variable, role)] = ask(connection, "select database(), @v, current_role()")
     python = {name: getattr(connection, name) for name in ("charset", "encoding", "autocommit_mode", "db")}
@@ -55,7 +55,7 @@ def state(connection: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", CONNECTS)
 def test_after_a_reset_a_session_is_what_connect_made_it(name: str, scene: Scene, make_pool: MakePool) -> None:
-    """A reset session is, in all that it can be asked, like one that was just opened with the same arguments."""
+    """A session that was reset has the same state as one that was just opened with the same arguments."""
     connect = {"database": scene.schema, **CONNECTS[name]}
     if "collation" in connect and not hasattr(pymysql.connections.Connection, "set_character_set"):
         pytest.skip("this PyMySQL has no collation")
@@ -79,7 +79,7 @@ def test_after_a_reset_a_session_is_what_connect_made_it(name: str, scene: Scene
 def test_what_an_init_command_begins_has_ended_after_a_reset(
     autocommit: bool | None, make_pool: MakePool, admin: Admin, database: str
 ) -> None:
-    """What `init_command` writes in a reset is committed, as it is by `connect()`."""
+    """What `init_command` writes during a reset is committed, as in `connect()`."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.logins (n int)")
         pool = make_pool(size=1, autocommit=autocommit, init_command="insert into logins values (1)")
@@ -91,7 +91,7 @@ def test_what_an_init_command_begins_has_ended_after_a_reset(
 
 
 def test_the_look_at_a_first_reset_begins_no_transaction(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """Without autocommit, too, the next borrower sees what others commit after it has got its connection."""
+    """Even without autocommit, the next borrower sees what others commit after it has got its connection."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.news (n int) engine=innodb")
         pool = make_pool(size=1, autocommit=False)
@@ -121,7 +121,7 @@ def test_an_init_command_with_several_results(make_pool: MakePool, database: str
 
 
 def test_what_a_reset_does_not_restore_is_restored(make_pool: MakePool) -> None:
-    """What came of the client's flags, and a reset forgets, is set again."""
+    """Variables that the client's flags have set, and that a reset does not restore, are set again."""
     pool = make_pool(size=1, client_flag=CLIENT.IGNORE_SPACE)
     mode = pool.get_connection().execute_query("select @@sql_mode")
     assert "IGNORE_SPACE" in mode[0][0]
@@ -132,7 +132,7 @@ def test_what_a_reset_does_not_restore_is_restored(make_pool: MakePool) -> None:
 
 
 def test_a_server_whose_resets_do_not_restore_all(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
-    """Where a variable can't be restored sessions are replaced, and a warning names it once."""
+    """If a variable can't be restored, sessions are replaced, and a warning names it once."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     connection._place.session.reset.server._variables["external_user"] = "another"
@@ -150,7 +150,7 @@ def test_a_server_whose_resets_do_not_restore_all(make_pool: MakePool, caplog: p
 
 
 def test_a_variable_of_the_server_is_not_a_session_s(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
-    """What others change on the server between a session's opening and its first reset costs no session."""
+    """If others change a global variable between a session's opening and its first reset, the session is kept."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     connection._place.session.reset.server._variables["version_comment"] = "another"
@@ -190,7 +190,7 @@ def test_a_change_of_a_global_variable_is_no_fault_of_a_reset(
 
 
 def test_a_prepared_xa_transaction_costs_its_session(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """No reset ends it; the next borrower gets a session that is in no part of it, and commits."""
+    """No reset ends a prepared XA transaction: the session is replaced, and the next borrower can commit."""
     pool = make_pool(size=1, autocommit=True)
     with admin.cursor() as other:
         other.execute(f"create table {database}.t (n int) engine=innodb")
@@ -212,7 +212,7 @@ def test_a_prepared_xa_transaction_costs_its_session(make_pool: MakePool, admin:
 def test_a_user_s_time_limit_is_restored(
     make_pool: MakePool, admin: Admin, database: str, server: Server, on_mariadb: bool
 ) -> None:
-    """MariaDB forgets it in a reset."""
+    """The user's MAX_STATEMENT_TIME, which MariaDB loses in a reset, is restored."""
     if not on_mariadb:
         pytest.skip("MariaDB's")
     user = f"u{database[-12:]}"
@@ -234,14 +234,14 @@ def test_a_user_s_time_limit_is_restored(
 
 
 class Stubborn(pymysqlpool.Connection):
-    """Speaks to a server that does not know COM_RESET_CONNECTION."""
+    """A connection to a server that does not support COM_RESET_CONNECTION."""
 
     def _write_bytes(self, data: bytes) -> None:
         super()._write_bytes(data.replace(b"\1\0\0\0\x1f", b"\1\0\0\0\x7f"))
 
 
 class Mute(pymysqlpool.Connection):
-    """Speaks to a server that does not tell what a statement has changed."""
+    """A connection to a server that does not report what a statement has changed."""
 
     def _get_server_information(self) -> None:
         super()._get_server_information()
@@ -251,7 +251,7 @@ class Mute(pymysqlpool.Connection):
 
 @pytest.mark.parametrize("reset", ["auto", "session"])
 def test_a_server_that_can_not_reset_gets_a_new_connection(reset: str, scene: Scene, make_pool: MakePool) -> None:
-    """Where COM_RESET_CONNECTION is unknown, what would need it is replaced, and what does not is kept."""
+    """Without COM_RESET_CONNECTION, sessions that need a reset are replaced, and others are kept."""
     pool = make_pool(size=1, database=scene.schema, connection_class=Stubborn, reset=reset, autocommit=True)
     connection = pool.get_connection()
     script("set @v = 1")(connection)
@@ -272,14 +272,14 @@ def test_a_server_that_can_not_reset_gets_a_new_connection(reset: str, scene: Sc
 def test_a_proxy_that_answers_a_reset_itself(
     server: Server, admin: Admin, database: str, make_pool: MakePool, autocommit: bool
 ) -> None:
-    """A transaction has ended also where a proxy has come to keep COM_RESET_CONNECTION from the server."""
+    """A transaction is ended even if a proxy begins to answer COM_RESET_CONNECTION instead of the server."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.numbers (n int) engine=innodb")
     with (
         ProtocolProxy(server.host, server.port) as proxy,
         make_pool(size=1, host=proxy.host, port=proxy.port, ssl_disabled=True, autocommit=autocommit) as pool,
     ):
-        for _ in range(2):  # the first reset is looked at, and is one of the server's
+        for _ in range(2):  # the first reset, which is checked, is still done by the server
             with pool.connection() as connection:
                 script("set @v = 9")(connection)
         proxy.answer = lambda command: [OK] if command.is_reset else None
@@ -292,7 +292,7 @@ def test_a_proxy_that_answers_a_reset_itself(
 
 
 def test_more_than_was_asked_for_behind_a_reset(server: Server, make_pool: MakePool) -> None:
-    """What lies behind the reply to a reset, in the same piece from the network, answers no borrower's command."""
+    """Extra data that comes together with the reply to a reset is not taken for the reply to a borrower's command."""
     added = []
 
     def add(command: Command, reply: list[bytes]) -> list[bytes]:
@@ -305,7 +305,7 @@ def test_more_than_was_asked_for_behind_a_reset(server: Server, make_pool: MakeP
         ProtocolProxy(server.host, server.port) as proxy,
         make_pool(size=1, host=proxy.host, port=proxy.port, ssl_disabled=True, autocommit=True) as pool,
     ):
-        for _ in range(2):  # of the first reset the pool waits for the reply
+        for _ in range(2):  # the pool waits for the reply to the first reset
             connection = pool.get_connection()
             script("set @v = 1")(connection)
             reset = connection._place.session.reset
@@ -322,7 +322,7 @@ def test_more_than_was_asked_for_behind_a_reset(server: Server, make_pool: MakeP
 
 @pytest.mark.parametrize("deed", ["insert into triggers values (1)", "select notes()", "select 1"])
 def test_a_server_without_session_tracking_is_reset_in_doubt(deed: str, scene: Scene, make_pool: MakePool) -> None:
-    """Where the server does not tell what a statement has changed, each may have changed all."""
+    """If the server does not report what a statement has changed, the session is reset after each statement."""
     pool = make_pool(size=1, database=scene.schema, connection_class=Mute)
     with closing(scene.connect()) as plain:
         script("set @v = 1")(plain)
@@ -337,15 +337,15 @@ def test_a_server_without_session_tracking_is_reset_in_doubt(deed: str, scene: S
 
 
 class WithoutRoles(pymysqlpool.Connection):
-    """Talks to its server as if that had no roles, as MySQL 5.7."""
+    """A connection to a server without roles, like MySQL 5.7."""
 
     def query(self, sql: Any, unbuffered: bool = False) -> int:
-        """Ask for a function that the server does not have."""
+        """Query for a function that the server does not have."""
         return super().query(sql.replace("CURRENT_ROLE", "NO_SUCH_FUNCTION"), unbuffered)
 
 
 def test_a_server_without_roles(make_pool: MakePool) -> None:
-    """The reset works on a server that knows no roles."""
+    """The reset works on a server without roles."""
     pool = make_pool(size=1, connection_class=WithoutRoles)
     connection = pool.get_connection()
     session = session_of(connection)
@@ -355,7 +355,7 @@ def test_a_server_without_roles(make_pool: MakePool) -> None:
 
 
 class Killed(pymysqlpool.Connection):
-    """Loses its session when it asks for its role."""
+    """A connection that loses its session when it queries its role."""
 
     def query(self, sql: Any, unbuffered: bool = False) -> int:
         """Kill the session first."""
@@ -365,7 +365,7 @@ class Killed(pymysqlpool.Connection):
 
 
 def test_a_session_that_is_lost_while_it_is_prepared(make_pool: MakePool) -> None:
-    """A session that ends before it is ready is an opening that failed, and costs no place."""
+    """If a session ends before it is ready, the opening has failed, and no place is lost."""
     with pytest.raises(pymysql.err.OperationalError):
         make_pool(size=1, connection_class=Killed)
     pool = make_pool(size=1, pre_create_num=0, connection_class=Killed)
@@ -378,7 +378,7 @@ def test_a_session_that_is_lost_while_it_is_prepared(make_pool: MakePool) -> Non
 
 
 def test_reset_session_undoes_what_no_client_can_see(scene: Scene, make_pool: MakePool) -> None:
-    """With `reset="session"` not even what a stored function does inside a SELECT reaches the next borrower."""
+    """With `reset="session"` even what a stored function does inside a SELECT is undone."""
     pool = make_pool(size=1, database=scene.schema, reset="session")
     probe = "select @v, nullif(current_role(), 'NONE')"
     for deed in "select notes()", "select plays_role()":
@@ -394,7 +394,7 @@ def test_reset_session_undoes_what_no_client_can_see(scene: Scene, make_pool: Ma
 
 
 def test_reset_rollback_undoes_transactions_only(scene: Scene, admin: Admin, make_pool: MakePool) -> None:
-    """With `reset="rollback"` what is open is rolled back, and everything else stays."""
+    """With `reset="rollback"` an open transaction is rolled back, and everything else is kept."""
     pool = make_pool(size=1, database=scene.schema, reset="rollback")
     first = pool.get_connection()
     script("set @v = 1;\ninsert into t values (1)")(first)
@@ -424,7 +424,7 @@ def test_no_reset_undoes_nothing(scene: Scene, make_pool: MakePool) -> None:
 
 @pytest.mark.parametrize("reset", ["auto", "session", "rollback", None])
 def test_a_block_is_a_unit_of_work_whatever_the_reset(reset: str | None, scene: Scene, make_pool: MakePool) -> None:
-    """An exception rolls the block back, and success commits it, also where nothing is reset."""
+    """Even if nothing is reset, an exception rolls the block back, and success commits it."""
     pool = make_pool(size=1, database=scene.schema, reset=reset)
     with pool.connection() as connection:
         script("truncate news;\ninsert into news values (1)")(connection)

@@ -1,4 +1,4 @@
-"""Returning: reuse or recreate by the kind of exception, once only, with nothing of the borrower's left."""
+"""Returning: reuse or replacement by the kind of exception, once only, with nothing of the borrower left."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class ApplicationError(Exception):
-    """One that is not the database's."""
+    """An exception that does not come from the database."""
 
 
 SOUND_CODES = [1021, 1040, 1044, 1054, 1105, 1142, 1151, 1162, 1205, 1213, 1289, 1317, 1969, 3024, 3572, 4030, 5000]
@@ -83,7 +83,7 @@ LOST = [
 
 
 def session_lent_next(pool: ConnectionPool) -> int:
-    """The session of the next borrower, which works; the pool is whole."""
+    """Return the next borrower's session. Check that it works, and that no place is lost."""
     assert pool.size() == pool.maxsize
     with pool.connection(timeout=0) as connection:
         session = connection.server_thread_id[0]
@@ -103,14 +103,14 @@ def end_block_by(pool: ConnectionPool, error: BaseException) -> int:
 
 @pytest.mark.parametrize("error", SOUND, ids=repr)
 def test_a_block_ended_by_a_harmless_error_keeps_the_session(make_pool: MakePool, error: BaseException) -> None:
-    """After an error that leaves the session sound the next borrower gets the same session."""
+    """After an error that does not affect the session the next borrower gets the same session."""
     pool = make_pool(size=1)
     assert end_block_by(pool, error) == session_lent_next(pool)
 
 
 @pytest.mark.parametrize("error", LOST, ids=repr)
 def test_a_block_ended_by_a_grave_error_gives_the_session_up(make_pool: MakePool, error: BaseException) -> None:
-    """After an error that does not leave the session sound it is closed, and the next borrower gets another."""
+    """After an error that the session may not survive it is closed, and the next borrower gets another."""
     pool = make_pool(size=1)
     session = end_block_by(pool, error)
     assert pool.total_num == 0
@@ -119,7 +119,7 @@ def test_a_block_ended_by_a_grave_error_gives_the_session_up(make_pool: MakePool
 
 
 def test_a_subclass_decides_what_is_reusable(make_pool: MakePool) -> None:
-    """`Connection._reusable_expection` is the tuple that counts, also where a subclass has its own."""
+    """`Connection._reusable_expection` is the tuple that decides, and a subclass may have its own."""
 
     class Mine(Connection):
         _reusable_expection = (*Connection._reusable_expection, InterfaceError)
@@ -138,7 +138,7 @@ def fail(connection: Any, code: int) -> None:
 @pytest.mark.parametrize("in_block", [False, True])
 @pytest.mark.parametrize("code", [1062, 1064, 1235, 1406, *SOUND_CODES])
 def test_a_harmless_error_that_was_caught(make_pool: MakePool, code: int, in_block: bool) -> None:
-    """An error of the server's that was caught and leaves the session sound does not cost it."""
+    """After a server's error that was caught and does not affect the session, the session is kept."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     if in_block:
@@ -153,7 +153,7 @@ def test_a_harmless_error_that_was_caught(make_pool: MakePool, code: int, in_blo
 @pytest.mark.parametrize("in_block", [False, True])
 @pytest.mark.parametrize("code", [*LOST_CODES, 2013])
 def test_a_grave_error_that_was_caught(make_pool: MakePool, code: int, in_block: bool) -> None:
-    """The connection remembers an error that was caught: its return decides as if it had ended a block."""
+    """A caught error that the session may not survive has the same effect as one that ends a block."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     if in_block:
@@ -170,7 +170,7 @@ def test_a_grave_error_that_was_caught(make_pool: MakePool, code: int, in_block:
 
 @pytest.mark.parametrize("how", ["block", "close", "execute_query"])
 def test_a_killed_session(make_pool: MakePool, admin: Admin, database: str, how: str) -> None:
-    """A session that the server has killed while it was borrowed costs no place, and nobody else gets it."""
+    """If the server kills a borrowed session, no place is lost, and nobody else gets the session."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     session = connection.server_thread_id[0]
@@ -193,7 +193,7 @@ def test_a_killed_session(make_pool: MakePool, admin: Admin, database: str, how:
 
 
 def test_a_commit_that_fails(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """Where the commit at the end of a block fails, the caller is told, and the session given up."""
+    """If the commit at the end of a block fails, the error is raised, and the session is closed."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.numbers (number int) engine=innodb")
     pool = make_pool(size=1)
@@ -210,7 +210,7 @@ def test_a_commit_that_fails(make_pool: MakePool, admin: Admin, database: str) -
 
 
 def test_a_rollback_that_fails(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """Where the rollback at a return fails, `close()` tells nobody, and the session is given up."""
+    """If the rollback at a return fails, `close()` raises no error, and the session is closed."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     session = connection.server_thread_id[0]
@@ -222,7 +222,7 @@ def test_a_rollback_that_fails(make_pool: MakePool, admin: Admin, database: str)
 
 
 def test_a_closed_socket(make_pool: MakePool) -> None:
-    """A connection whose socket PyMySQL has closed is recreated, whatever ends the block."""
+    """A connection whose socket PyMySQL has closed is replaced, whatever ends the block."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     connection._force_close()
@@ -231,7 +231,7 @@ def test_a_closed_socket(make_pool: MakePool) -> None:
 
 
 def test_a_connection_reopened_by_hand(make_pool: MakePool, admin: Admin, database: str) -> None:
-    """A session that the borrower has opened by hand works for it, ends with its return, and breaks no bound."""
+    """A session that the borrower has opened by `connect()` works, is closed on return, and `maxsize` is kept."""
     pool = make_pool(size=1)
     with pool.connection() as connection:
         connection._force_close()
@@ -242,7 +242,7 @@ def test_a_connection_reopened_by_hand(make_pool: MakePool, admin: Admin, databa
 
 
 def test_returning_opens_nothing(make_pool: MakePool, server: Server) -> None:
-    """The thread that returns a broken connection waits for no server: the next borrower opens another."""
+    """The thread that returns a broken connection does not open another one: the next borrower does."""
     with Proxy(server.host, server.port) as proxy, make_pool(size=1, host=proxy.host, port=proxy.port) as pool:
         end_block_by(pool, InterfaceError("why"))
         assert (proxy.opened, pool.total_num, pool.size()) == (1, 0, 1)
@@ -251,7 +251,7 @@ def test_returning_opens_nothing(make_pool: MakePool, server: Server) -> None:
 
 
 def test_a_broken_connection_goes_to_the_bottom(make_pool: MakePool) -> None:
-    """What has to be opened again is lent after what is open."""
+    """Connections that have to be opened again are lent after open ones."""
     pool = make_pool(size=2)
     with pool.connection() as resting:
         end_block_by(pool, InterfaceError("why"))
@@ -260,12 +260,12 @@ def test_a_broken_connection_goes_to_the_bottom(make_pool: MakePool) -> None:
     assert pool.total_num == 1
 
 
-# What is not this pool's
+# Connections of others
 
 
 @pytest.mark.parametrize("thing", [None, "a connection", object()])
 def test_what_is_no_connection_is_refused(make_pool: MakePool, thing: Any) -> None:
-    """`put_connection` refuses in words what is no connection of a pool's."""
+    """`put_connection` refuses anything that is not a connection, with a clear message."""
     pool = make_pool()
     with pytest.raises(ReturnConnectionToPoolError, match=r"pool\(pool1\)"):
         pool.put_connection(thing)
@@ -320,7 +320,7 @@ def test_returning_twice_returns_once(make_pool: MakePool, first: str) -> None:
 
 
 def test_returning_from_two_threads_at_once_returns_once(make_pool: MakePool) -> None:
-    """Two threads that return one connection at the same moment return it once, in every round."""
+    """If two threads return one connection at the same moment, it is returned once, in every round."""
     pool = make_pool(size=2)
     together = threading.Barrier(2)
     rounds = 300
@@ -345,7 +345,7 @@ def test_returning_from_two_threads_at_once_returns_once(make_pool: MakePool) ->
 
 
 def test_what_a_borrower_sets_on_its_handle_goes_with_it(make_pool: MakePool) -> None:
-    """The next borrower's handle is a fresh one: of what the last has set or changed on the object it has nothing."""
+    """The next borrower's handle is a new object: nothing that the last one has set or changed on its own is left."""
     pool = make_pool(size=1)
     for number in range(3):
         connection = pool.get_connection()
@@ -369,7 +369,7 @@ def test_what_a_borrower_sets_on_its_handle_goes_with_it(make_pool: MakePool) ->
 def test_timeouts_are_the_borrowers(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, reset: str | None, reading: int | None, writing: int | None
 ) -> None:
-    """A borrower's commands have the user's timeouts, whatever was done before; the pool's own never wait for ever."""
+    """A borrower's commands have the user's timeouts, whatever was done before; the pool's own are always limited."""
     pools_own = 20
     for module in ("pool", "wire"):
         monkeypatch.setattr(f"pymysqlpool.{module}.PING_TIMEOUT", pools_own)
@@ -400,7 +400,7 @@ def test_timeouts_are_the_borrowers(
 
 
 def test_connections_share_nothing_that_can_be_changed(make_pool: MakePool) -> None:
-    """All of a pool's connections are copies of one, with converters and attributes of their own."""
+    """All of a pool's connections are copies of one template, with converters and attributes of their own."""
     pool = make_pool(size=2)
     with pool.connection() as first, pool.connection() as second:
         for name in ("encoders", "decoders", "_connect_attrs"):
@@ -410,7 +410,7 @@ def test_connections_share_nothing_that_can_be_changed(make_pool: MakePool) -> N
 
 
 def test_the_converters_given_are_not_the_pools(make_pool: MakePool) -> None:
-    """`conv` goes through, and stays as the caller has it."""
+    """`conv` is passed to PyMySQL, and the caller's dict is not changed."""
     conv = {**pymysql.converters.conversions, FIELD_TYPE.LONG: str, FIELD_TYPE.LONGLONG: str}
     pool = make_pool(size=1, conv=conv)
     for _ in range(2):

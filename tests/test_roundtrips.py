@@ -1,4 +1,4 @@
-"""How many commands the pool itself sends: none where nothing was left, else one write for the whole reset."""
+"""How many commands the pool itself sends: none if nothing was left, otherwise one write for the whole reset."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wire() -> type[Recorder]:
 
 
 class Recorder(pymysqlpool.Connection):
-    """Tells what it writes."""
+    """A connection that records what it writes."""
 
     writes: ClassVar[list[list[int]]]
     """The commands in each write."""
@@ -36,7 +36,7 @@ class Recorder(pymysqlpool.Connection):
     def _write_bytes(self, data: bytes) -> None:
         commands, at = [], 0
         while at < len(data):
-            # The numbers of the packets of a handshake go on from the server's.
+            # In a handshake the sequence numbers continue the server's.
             if data[at + 3] == 0:
                 commands.append(data[at + 4])
             at += 4 + int.from_bytes(data[at : at + 3], "little")
@@ -45,7 +45,7 @@ class Recorder(pymysqlpool.Connection):
 
     @classmethod
     def count(cls) -> int:
-        """How many commands there were."""
+        """The number of commands."""
         return sum(map(len, cls.writes))
 
 
@@ -83,7 +83,7 @@ def people(database: str, admin: Admin) -> str:
 def test_a_clean_cycle_costs_no_command(  # noqa: PLR0917 - fixtures
     autocommit: bool, deed: Deed, commands: int, way: Any, wire: type[Recorder], people: str, make_pool: MakePool
 ) -> None:
-    """The pool adds nothing to what a borrower sends, but one command where a transaction has to be ended."""
+    """The pool adds no command to those of a borrower, except one if a transaction has to be ended."""
     pool = make_pool(size=1, autocommit=autocommit, connection_class=wire)
     check_answers(pool)
     wire.writes.clear()
@@ -119,7 +119,7 @@ def test_execute_query_costs_no_more_than_its_query(
     ],
 )
 def test_a_reset_is_one_trip(deed: Deed, way: Any, wire: type[Recorder], people: str, make_pool: MakePool) -> None:
-    """The reset and all that has to be applied again leave in one write, and nothing else but the borrowers' own."""
+    """The reset and all that has to be applied again are sent in one write; the pool sends nothing else."""
     pool = make_pool(size=1, autocommit=True, connection_class=wire, init_command="set @w = 2", sql_mode="ANSI")
     check_answers(pool)
     wire.writes.clear()
@@ -139,7 +139,7 @@ def test_a_reset_is_one_trip(deed: Deed, way: Any, wire: type[Recorder], people:
 
 
 def test_only_an_open_transaction_is_rolled_back(wire: type[Recorder], people: str, make_pool: MakePool) -> None:
-    """Where nothing else may have been left, the return sends one ROLLBACK and no reset."""
+    """If nothing but a transaction may have been left, the return sends one ROLLBACK and no reset."""
     pool = make_pool(size=1, connection_class=wire)
     check_answers(pool)
     wire.writes.clear()

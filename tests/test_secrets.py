@@ -1,4 +1,4 @@
-"""Passwords that are seen nowhere, passwords that change, and encryption."""
+"""Passwords that are never shown, passwords that change, and encryption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def alter(admin: Admin, user: str, password: str) -> None:
 
 
 def texts_of(error: BaseException) -> Iterator[str]:
-    """All that a log or an error tracker would show of an error, and of those behind it."""
+    """Everything that a log or an error tracker would show of an error, its causes and contexts."""
     yield "".join(traceback.format_exception(type(error), error, error.__traceback__))
     yield from (repr(error), str(error), repr(error.args), repr(vars(error)))
     for other in (error.__cause__, error.__context__):
@@ -40,7 +40,7 @@ def texts_of(error: BaseException) -> Iterator[str]:
 def test_no_password_is_seen(
     make_pool: MakePool, user: str, caplog: pytest.LogCaptureFixture, is_callable: bool
 ) -> None:
-    """No repr, log line, error, note or list of holders has the password in it."""
+    """No repr, log line, error, note or list of holders contains the password."""
     caplog.set_level(logging.DEBUG, logger=pymysqlpool.logger.name)
     texts: list[str] = []
 
@@ -79,7 +79,7 @@ def options_of(connection: pymysqlpool.Connection) -> dict[str, Any]:
 
 
 def test_a_callable_password(make_pool: MakePool, user: str) -> None:
-    """A password that is a callable is asked once for each opening, and at no other time."""
+    """A callable password is called once for each opening, and at no other time."""
     asked: list[str] = []
 
     def password() -> str:
@@ -100,7 +100,7 @@ def test_a_callable_password(make_pool: MakePool, user: str) -> None:
 def test_a_rotating_password(
     make_pool: MakePool, admin: Admin, user: str, encode: Callable[[str], str | bytes]
 ) -> None:
-    """When the password changes, what is open goes on, and what is opened later uses the new one."""
+    """When the password changes, open connections still work, and those opened later use the new one."""
     current = [SECRET]
     pool = make_pool(size=2, user=user, password=lambda: encode(current[-1]))
     before = borrow_all(pool)
@@ -112,7 +112,7 @@ def test_a_rotating_password(
 
 
 def test_a_password_that_has_become_wrong(make_pool: MakePool, admin: Admin, user: str) -> None:
-    """A password that the server does not take any more is the server's error, and costs no place."""
+    """If the server no longer accepts the password, its error is raised, and no place is lost."""
     pool = make_pool(size=2, user=user, password=SECRET)
     alter(admin, user, "changed")
     pool.drain()
@@ -126,7 +126,7 @@ def test_a_password_that_has_become_wrong(make_pool: MakePool, admin: Admin, use
 
 @pytest.mark.parametrize("answer", [None, 1, ZeroDivisionError()])
 def test_a_callable_that_fails(make_pool: MakePool, user: str, answer: object) -> None:
-    """An error of the callable's is the borrower's, and costs no place."""
+    """An exception in the callable is raised in the borrower, and no place is lost."""
     fails = [False]
 
     def password() -> Any:
@@ -156,7 +156,7 @@ def encrypted_server(tls_server: Server) -> Server:
 
 
 def ciphers(pool: ConnectionPool) -> list[str]:
-    """The cipher of each connection of a pool."""
+    """The TLS cipher of each connection of a pool."""
     connections = [pool.get_connection(timeout=0) for _ in range(pool.maxsize)]
     rows = [connection.execute_query("show status like 'Ssl_cipher'", return_one=True) for connection in connections]
     for connection in connections:
@@ -166,7 +166,7 @@ def ciphers(pool: ConnectionPool) -> list[str]:
 
 @pytest.mark.parametrize("is_dict", [False, True])
 def test_encryption(encrypted_server: Server, is_dict: bool) -> None:
-    """A user that requires TLS gets in, and each connection is encrypted, those too that take the place of others."""
+    """A user that requires TLS can connect, and each connection is encrypted, including replacements."""
     ca = encrypted_server.ca
     tls = {"ssl": {"ca": ca}} if is_dict else {"ssl_ca": ca, "ssl_verify_cert": True, "ssl_verify_identity": True}
     options = {**encrypted_server.connect_kwargs, "user": "careful", "password": "careful", **tls}
@@ -178,7 +178,7 @@ def test_encryption(encrypted_server: Server, is_dict: bool) -> None:
 
 
 def test_the_tls_session_is_taken_up(encrypted_server: Server) -> None:
-    """What one connection has agreed on with the server the next takes up, unless the server has forgotten it."""
+    """A connection resumes the TLS session of an earlier one, unless the server has forgotten it."""
     options = {**encrypted_server.connect_kwargs, "ssl": {"ca": encrypted_server.ca}}
 
     def reused(pool: ConnectionPool) -> list[bool]:
@@ -196,14 +196,14 @@ def test_the_tls_session_is_taken_up(encrypted_server: Server) -> None:
 
 
 def test_a_certificate_of_somebody_else(encrypted_server: Server) -> None:
-    """A server whose certificate is not vouched for is not trusted, if so asked."""
+    """A server whose certificate can't be verified is refused, if verification is requested."""
     options = {**encrypted_server.connect_kwargs, "ssl_verify_cert": True}
     with pytest.raises(OperationalError, match=r"(?i)certificate"):
         ConnectionPool(1, "pool1", **options)
 
 
 def test_no_encryption_for_who_requires_it(encrypted_server: Server) -> None:
-    """A user that requires TLS does not get in without."""
+    """A user that requires TLS can't connect without it."""
     options = {**encrypted_server.connect_kwargs, "user": "careful", "password": "careful", "ssl_disabled": True}
     with pytest.raises(OperationalError) as raised:
         ConnectionPool(1, "pool1", **options)
@@ -212,6 +212,6 @@ def test_no_encryption_for_who_requires_it(encrypted_server: Server) -> None:
 
 @pytest.mark.parametrize("keyword", ["password", pytest.param("passwd", marks=pytest.mark.filterwarnings("ignore"))])
 def test_repr_keeps_the_password_to_itself(keyword: str) -> None:
-    """A password is nowhere in a pool's repr and name."""
+    """A pool's repr and name do not contain the password."""
     pool = ConnectionPool(pre_create_num=0, **{keyword: "s3cret"})
     assert "s3cret" not in repr(pool) + pool.name

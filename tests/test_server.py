@@ -1,4 +1,4 @@
-"""The run of the tests itself leaves nothing behind, and passes in the background, too."""
+"""The test run itself leaves nothing behind, and also passes in the background."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Ours, without the choice of a server."""
+    """The environment of this process, without the variables that select a server."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("MYSQL_", "PYTEST_"))}
     return {**ours, **variables, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
 
@@ -35,7 +35,7 @@ def is_gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGKILL])
 def test_a_terminated_run_leaves_no_server(way: signal.Signals) -> None:
-    """Where the tests' process is terminated, its server ends, and its folder is removed."""
+    """If the test process is terminated, its server ends, and its folder is removed."""
     command = [sys.executable, __file__]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as program:
         assert program.stdout is not None
@@ -50,7 +50,7 @@ def test_a_terminated_run_leaves_no_server(way: signal.Signals) -> None:
 
 
 def test_where_control_c_is_ignored(server: Server) -> None:
-    """In a job in the background, which begins with SIGINT ignored, the tests of Control-C pass as well."""
+    """The tests of Control-C also pass in a background job, which starts with SIGINT ignored."""
     tests = ["test_fairqueue.py::test_control_c_interrupts_the_wait", "test_interruption.py::test_keyboard_interrupt"]
     kwargs = server.connect_kwargs
     variables = {f"MYSQL_{name.upper()}": str(kwargs[name]) for name in ("host", "port", "user", "password")}
@@ -61,7 +61,7 @@ def test_where_control_c_is_ignored(server: Server) -> None:
 
 
 def main() -> None:
-    """Start a server, say where it is, and wait for the end."""
+    """Start a server, print where it is, and wait to be terminated."""
     try:
         with running_server() as server:
             socket: Any = server.unix_socket

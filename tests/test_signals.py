@@ -1,4 +1,4 @@
-"""Signal handlers, finalizers and weak references' callbacks may use the pool, wherever they strike."""
+"""Signal handlers, finalizers and weak references' callbacks may use the pool, at whatever point they run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ EVERY = 0.0007
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 @pytest.mark.parametrize("threads", [0, 4])
 def test_whatever_strikes_ends(server: Server, database: str, threads: int) -> None:
-    """Borrow, return, close, drain and repr end also where they strike inside each other; no place is lost or made."""
+    """Borrow, return, close, drain and repr end even if they interrupt each other; no place is lost or added."""
     status, out, err = run_as_program(__file__, {**server.connect_kwargs, "database": database}, threads)
     assert (status, err) == (0, ""), out + err
     assert out.startswith("whole: ")
 
 
 class _Struck:
-    """A pool that is used by main and other threads, and by what strikes them there."""
+    """A pool that is used by several threads, and by handlers and finalizers that interrupt them."""
 
     def __init__(self, connect_kwargs: dict[str, Any]) -> None:
         self.connect_kwargs = connect_kwargs
@@ -46,11 +46,11 @@ class _Struck:
         self.errors: list[str] = []
         self.counts: Counter[str] = Counter()
         self.in_use: dict[int, object] = {}
-        #: Handed over: whoever comes next is to return them.
+        #: Connections that the next user is to return.
         self.borrowed: list[Any] = []
         self.others: list[ConnectionPool] = []
         self.callbacks: deque[weakref.ref[Cycle]] = deque(maxlen=50)
-        #: How many deeds each thread is in, one inside the other.
+        #: How many actions each thread is in, nested in each other.
         self.depth: Counter[int] = Counter()
         self.over = False
         deeds: list[Callable[[], object]] = [
@@ -68,7 +68,7 @@ class _Struck:
         self.strikes = cycle(deeds)
         self.deeds = [*deeds, self.leave_to_a_finalizer, self.leave_to_a_callback, self.lose, self.open_another_pool]
 
-    # What is done everywhere
+    # Actions
 
     def use(self) -> None:
         connection = self.pool.get_connection(timeout=0.01, retry_num=0)
@@ -78,7 +78,7 @@ class _Struck:
             connection.close()
 
     def alone(self, connection: Any) -> None:
-        """Nobody else has the session of this connection."""
+        """Check that nobody else has the session of this connection."""
         cursor = connection.cursor()
         cursor.execute("select connection_id()")
         [session] = cursor.fetchone()
@@ -135,7 +135,7 @@ class _Struck:
         with suppress(IndexError):
             self.others.pop().close()
 
-    # What the collector finds
+    # Garbage
 
     def leave_to_a_finalizer(self) -> None:
         Finalized(self, next(self.strikes), self.pool.get_connection(timeout=0.01, retry_num=0))
@@ -149,7 +149,7 @@ class _Struck:
         cycle = Cycle()
         cycle.connection = self.pool.get_connection(timeout=0.01, retry_num=0)
 
-    # Doing it
+    # Running
 
     def do(self, deed: Callable[[], object], where: str) -> None:
         me = threading.get_ident()
@@ -169,7 +169,7 @@ class _Struck:
 
     def on_signal(self, *_: object) -> None:
         if self.depth[threading.get_ident()] <= 1:
-            signal.setitimer(signal.ITIMER_REAL, EVERY)  # it may strike inside this one
+            signal.setitimer(signal.ITIMER_REAL, EVERY)  # it may interrupt this one
         self.do(next(self.strikes), "by a signal")
         if not self.over:
             signal.setitimer(signal.ITIMER_REAL, EVERY)
@@ -179,7 +179,7 @@ class _Struck:
         for deed in cycle(self.deeds):
             self.do(deed, "by a thread")
             if deed == self.lose:
-                gc.collect()  # without a GIL the collector regards no threshold that is as low
+                gc.collect()  # without a GIL the collector ignores such a low threshold
             now = time.monotonic()
             if now > ends_at and (self.is_enough() or now > ends_at + 20):
                 return
@@ -189,7 +189,7 @@ class _Struck:
 
 
 class Cycle:
-    """What only the collector finds."""
+    """A reference cycle, which only the collector frees."""
 
     connection: Any = None
 
@@ -198,7 +198,7 @@ class Cycle:
 
 
 class Finalized(Cycle):
-    """What returns a connection in its finalizer, and does something else there."""
+    """An object whose finalizer returns a connection and does one more action."""
 
     def __init__(self, struck: _Struck, deed: Callable[[], object], connection: Any) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class Finalized(Cycle):
 
 
 def main(connect_kwargs: dict[str, Any], threads: int) -> None:
-    """Let all strike for some seconds, and look whether the pool is whole."""
+    """Run everything for some seconds, and check that no place is lost or added."""
     faulthandler.enable()
     faulthandler.dump_traceback_later(SECONDS + 30, exit=True)
     warnings.simplefilter("ignore")

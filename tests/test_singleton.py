@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def singleton_kwargs(server: Server, database: str) -> Iterator[dict[str, Any]]:
-    """What to make the one pool with; it is closed afterwards."""
+    """The pool's arguments. The pool is closed afterwards."""
     kwargs = {"size": 2, "database": database, **server.connect_kwargs}
     yield kwargs
     ConnectionPoolSingleton(**kwargs).close()
 
 
 def test_singleton_is_kept(singleton_kwargs: dict[str, Any]) -> None:
-    """The second call returns the pool that the first has made, as it is, whatever it is asked for."""
+    """The second call returns the pool of the first call unchanged, whatever its arguments are."""
     pool = ConnectionPoolSingleton(**singleton_kwargs)
     connection = pool.get_connection()
     assert isinstance(pool, ConnectionPool)
@@ -39,7 +39,7 @@ def test_singleton_is_kept(singleton_kwargs: dict[str, Any]) -> None:
 
 
 def test_singleton_is_replaced_after_close(singleton_kwargs: dict[str, Any]) -> None:
-    """A closed one is not kept: the next call makes another, which works."""
+    """A closed pool is not kept: the next call makes another, which works."""
     first = ConnectionPoolSingleton(**singleton_kwargs)
     first.close()
     second = ConnectionPoolSingleton(**singleton_kwargs)
@@ -54,7 +54,7 @@ def test_singleton_from_many_threads(
     admin: pymysql.connections.Connection[Any],
     one_was_closed: bool,
 ) -> None:
-    """Threads that make it at once get the same pool, and only that pool's connections stay on the server."""
+    """Threads that make it at the same time get the same pool, and only its connections stay open."""
 
     class Singleton(ConnectionPoolSingleton):
         """One that no other test has made yet."""

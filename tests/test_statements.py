@@ -1,4 +1,4 @@
-"""What the text of a statement tells: what it may leave in the session, and whether it certainly only reads."""
+"""What the text of a statement shows: what it may leave in the session, and whether it certainly only reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def test_a_long_statement_is_not_read(make_pool: MakePool) -> None:
-    """Whatever is hidden at the end of a long statement is undone."""
+    """What is at the end of a long statement is also undone."""
     pool = make_pool(size=1, autocommit=True)
     with pool.get_connection() as cur:
         cur.execute("select '" + 20_000 * "x" + "', @v := 1")
@@ -42,7 +42,7 @@ def test_a_long_statement_is_not_read(make_pool: MakePool) -> None:
     ],
 )
 def test_what_a_statement_that_reads_can_hide(make_pool: MakePool, statement: str, mode: str) -> None:
-    """A number in front of INTO, comments between a function and its parenthesis, what only looks like a comment."""
+    """A number before INTO, comments between a function and its parenthesis, text that only looks like a comment."""
     pool = make_pool(size=1, sql_mode=mode)
     connection = pool.get_connection()
     connection.query(statement)
@@ -55,7 +55,7 @@ def test_what_a_statement_that_reads_can_hide(make_pool: MakePool, statement: st
 def test_a_character_that_python_does_not_know(
     make_pool: MakePool, on_mariadb: bool, charset: str, character: bytes
 ) -> None:
-    """Its second byte is no quote for the server; MariaDB does not know these either, and refuses the statement."""
+    """To the server its second byte is no quote; MariaDB does not know it either, and refuses the statement."""
     pool = make_pool(size=1, charset=charset)
     connection = pool.get_connection()
     with suppress(pymysql.Error) if on_mariadb else nullcontext():
@@ -69,7 +69,7 @@ def test_a_character_that_python_does_not_know(
     ["select next/**/value for s", "select default(id) from t", "select s.`nextval`", 'select s . "nextval"'],
 )
 def test_a_sequence_behind_a_default_or_a_comment(make_pool: MakePool, on_mariadb: bool, read: str) -> None:
-    """What the next borrower asks for as the sequence's last value is not the former's."""
+    """The next borrower does not get the previous one's last value of the sequence."""
     if not on_mariadb:
         pytest.skip("MariaDB's")
     pool = make_pool(size=1, autocommit=True, sql_mode="ORACLE")
@@ -85,7 +85,7 @@ def test_a_sequence_behind_a_default_or_a_comment(make_pool: MakePool, on_mariad
 
 
 def test_a_long_word_is_read_once(make_pool: MakePool) -> None:
-    """A statement that reads, with a long word in it, is as quick behind a pending reset as it is elsewhere."""
+    """A read with a long word in it is classified as quickly with a pending reset as without one."""
     pool = make_pool(size=1)
     for _ in range(20):
         pool.get_connection().execute_query("do 1")  # has a reset pending
@@ -103,7 +103,7 @@ def test_a_long_word_is_read_once(make_pool: MakePool) -> None:
     ],
 )
 def test_what_certainly_calls_no_stored_function(statement: str, reads: bool) -> None:
-    """Behind a pending reset nothing is run that may write, and so not twice."""
+    """Nothing that may write runs before a pending reset is answered, so nothing is written twice."""
     assert certainly_reads(COMMAND.COM_QUERY, statement.encode()) is reads
 
 
@@ -111,7 +111,7 @@ def test_what_certainly_calls_no_stored_function(statement: str, reads: bool) ->
     "statement", ["set profiling = 1", "set optimizer_trace = 'enabled=on'", "set resource group g"]
 )
 def test_what_no_reset_undoes_costs_the_session(make_pool: MakePool, statement: str) -> None:
-    """Profiles and traces hold a borrower's statements. The text alone decides."""
+    """A session is replaced after statements that no reset undoes, such as those for profiles and traces."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     session = session_of(connection)
@@ -123,7 +123,7 @@ def test_what_no_reset_undoes_costs_the_session(make_pool: MakePool, statement: 
 
 @pytest.mark.parametrize("word", ["profiling", "optimizer_trace", "resource group", "session authorization", "use x"])
 def test_words_in_the_strings_of_a_write_cost_no_session(make_pool: MakePool, word: str) -> None:
-    """What only looks like a statement that no reset undoes costs a reset, and nothing else."""
+    """A write whose strings only look like a statement that no reset undoes is followed by a reset as usual."""
     pool = make_pool(size=1, autocommit=True)
     connection = pool.get_connection()
     connection.query("create table t (word varchar(80))")

@@ -1,4 +1,4 @@
-"""What a pool has counted: known numbers after a known sequence, and sums that agree whatever has happened."""
+"""A pool's counters: known numbers after a known sequence, and sums that agree whatever has happened."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def closed(pool: ConnectionPool) -> dict[str, int]:
-    """How many were closed, by the reasons for which some were."""
+    """The number of closed connections by reason, without zeros."""
     return {reason: number for reason, number in pool.stats().closed._asdict().items() if number}
 
 
 def assert_sums_agree(pool: ConnectionPool) -> None:
-    """What was opened is open, or was closed."""
+    """Check that each connection that was opened is either open or counted as closed."""
     stats = pool.stats()
     assert stats.opened == pool.total_num + sum(stats.closed)
 
@@ -36,7 +36,7 @@ def assert_sums_agree(pool: ConnectionPool) -> None:
 
 
 def test_a_new_pool(make_pool: MakePool) -> None:
-    """A new pool has opened what it was told to, and nothing else; a snapshot can't be changed."""
+    """A new pool has only opened its first connections; a snapshot can't be changed."""
     pool = make_pool(size=2, maxsize=5)
     stats = pool.stats()
     assert isinstance(stats, pymysqlpool.PoolStats)
@@ -81,7 +81,7 @@ def test_a_known_sequence(make_pool: MakePool, clock: Clock) -> None:
 
 
 def test_opening(make_pool: MakePool, clock: Clock) -> None:
-    """Who opens is seen to open, and how long it took is counted; an attempt that fails is counted as failed."""
+    """A connection that is being opened is counted as such, then its time is; failed attempts are counted."""
     seen = []
     fails = False
 
@@ -202,7 +202,7 @@ def with_the_pool(pool: ConnectionPool, clock: Clock, admin: Admin) -> None:
 def test_closed_by_reason(
     make_pool: MakePool, clock: Clock, admin: Admin, happening: Callable[..., None], reason: str
 ) -> None:
-    """Each reason for which a connection is closed counts one, and only that."""
+    """Each closed connection is counted once, under its reason."""
     pool = make_pool(size=1, maxsize=2, con_lifetime=100, idle_timeout=50, ping_after=None)
     happening(pool, clock, admin)
     assert closed(pool) == {reason: 1}
@@ -210,7 +210,7 @@ def test_closed_by_reason(
 
 
 def test_a_reset_that_fails(make_pool: MakePool) -> None:
-    """A session whose reset is answered by an error is closed because of that."""
+    """A session whose reset is answered by an error is counted as closed for "reset"."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     connection.query("set @a = 1")
@@ -225,7 +225,7 @@ def test_a_reset_that_fails(make_pool: MakePool) -> None:
 
 
 def test_what_a_place_has_counted_outlives_it(make_pool: MakePool) -> None:
-    """A place that is lost takes none of its numbers along."""
+    """The counters of a lost place are kept."""
     pool = make_pool(size=1)
     for number in range(1, 4):
         pool.get_connection().close()
@@ -239,7 +239,7 @@ def test_what_a_place_has_counted_outlives_it(make_pool: MakePool) -> None:
 
 @pytest.mark.usefixtures("switch_often")
 def test_the_sums_of_many_threads_agree(make_pool: MakePool, admin: Admin) -> None:
-    """After 16 threads that borrow, wait in vain, break, time out and drain, every sum agrees with what was done."""
+    """After 16 threads have borrowed, timed out, broken sessions and drained, every sum agrees with what was done."""
     pool = make_pool(size=2, maxsize=4)
 
     def work(seed: int) -> tuple[int, int, int]:
@@ -274,7 +274,7 @@ def test_the_sums_of_many_threads_agree(make_pool: MakePool, admin: Admin) -> No
     assert stats.borrows + stats.timed_out == 16 * 60
     assert (stats.borrowed, stats.opening, stats.waiting, stats.refused, stats.failed_to_open) == (0, 0, 0, 0, 0)
     assert stats.idle == pool.total_num
-    # What drain() has aged meanwhile is replaced because of its age, or of what else befell it first.
+    # A connection that drain() has marked is replaced for that reason, or for another one that came first.
     assert stats.closed.exception <= interrupted
     assert stats.closed.drained > 0
     assert stats.closed.broken > 0
@@ -287,7 +287,7 @@ def test_the_sums_of_many_threads_agree(make_pool: MakePool, admin: Admin) -> No
 
 
 def test_after_close(make_pool: MakePool) -> None:
-    """A closed pool still tells its numbers; who asks it for a connection counts as nothing."""
+    """A closed pool still has its statistics; refused borrows are not counted."""
     pool = make_pool(size=2)
     connection = pool.get_connection()
     pool.close()
@@ -302,7 +302,7 @@ def test_after_close(make_pool: MakePool) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_after_a_fork(make_pool: MakePool) -> None:
-    """A child begins at nothing, and what it does is not counted in the parent."""
+    """A child's counters start at zero, and what it does is not counted in the parent."""
     pool = make_pool(size=2)
     connection = pool.get_connection()
     pid = os.fork()
@@ -327,7 +327,7 @@ def test_after_a_fork(make_pool: MakePool) -> None:
 
 
 def test_an_observer(make_pool: MakePool, clock: Clock) -> None:
-    """An observer is told of each opening, wait and use when it is over, and how many seconds it took."""
+    """An observer is called after each opening, wait and use, with the seconds that it took."""
     told: list[tuple[str, float]] = []
 
     class Slow(Connection):
@@ -340,7 +340,7 @@ def test_an_observer(make_pool: MakePool, clock: Clock) -> None:
     def observe(what: str, seconds: float) -> None:
         told.append((what, seconds))
         if what == "use":
-            assert pool.size() == 1  # it is back, and others can borrow it
+            assert pool.size() == 1  # it has been returned, and others can borrow it
 
     pool._observe(observe)
     connection = pool.get_connection()
@@ -348,7 +348,7 @@ def test_an_observer(make_pool: MakePool, clock: Clock) -> None:
         waiting = thread.submit(pool.get_connection, 30)
         eventually(lambda: pool.stats().waiting == 1)
         clock.advance(2)
-        pool._observers[:] = [lambda what, seconds: told.append((what, seconds))]  # the other would see it lent again
+        pool._observers[:] = [lambda what, seconds: told.append((what, seconds))]  # or the other may see it lent again
         connection.close()
         other = waiting.result()
     pool._observers[:] = [observe]
@@ -358,7 +358,7 @@ def test_an_observer(make_pool: MakePool, clock: Clock) -> None:
 
 
 def test_a_wait_before_the_observer_came_is_not_told(make_pool: MakePool) -> None:
-    """An observer hears of nothing that was before it."""
+    """An observer is not called for what happened before it was added."""
     pool = make_pool(size=1)
     connection = pool.get_connection()
     with one_thread() as thread:
@@ -374,7 +374,7 @@ def test_a_wait_before_the_observer_came_is_not_told(make_pool: MakePool) -> Non
 
 
 def test_an_observer_that_fails(make_pool: MakePool, caplog: pytest.LogCaptureFixture) -> None:
-    """An error of an observer is logged, is not the borrower's, and keeps nothing from the others."""
+    """An observer's exception is logged, does not reach the borrower, and other observers are still called."""
     told: list[str] = []
     pool = make_pool(size=1, maxsize=2, idle_timeout=50, leak_warning=50)
     pool._observe(lambda *_: 1 // 0)
@@ -387,7 +387,7 @@ def test_an_observer_that_fails(make_pool: MakePool, caplog: pytest.LogCaptureFi
 
 
 def test_an_observer_that_borrows(make_pool: MakePool) -> None:
-    """An observer may use the pool: nothing is held while it is called."""
+    """An observer may use the pool: no lock is held while it is called."""
     pool = make_pool(size=2)
     answers: list[Any] = []
 
@@ -404,7 +404,7 @@ def test_an_observer_that_borrows(make_pool: MakePool) -> None:
 
 
 def test_who_watches_is_told_of_each_pool(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever watches all pools gets each one before it opens a connection, and so misses none."""
+    """A watcher of all pools is called with each pool before that opens a connection, so it misses none."""
     told: list[str] = []
     monkeypatch.setattr("pymysqlpool.pool._watchers", [lambda pool: pool._observe(lambda what, _: told.append(what))])
     make_pool(size=2)
@@ -412,7 +412,7 @@ def test_who_watches_is_told_of_each_pool(make_pool: MakePool, monkeypatch: pyte
 
 
 def test_statistics_are_quick(make_pool: MakePool) -> None:
-    """Asking takes no lock, and is done while others are in the middle of a borrow."""
+    """`stats()` takes no lock, and works while other threads are in the middle of a borrow."""
     pool = make_pool(size=1)
     with pool.connection(), one_thread() as thread:
         waiting = thread.submit(pool.get_connection, 0.2, 0)
@@ -427,7 +427,7 @@ def test_statistics_are_quick(make_pool: MakePool) -> None:
 
 
 def test_counts(make_pool: MakePool) -> None:
-    """`size()` is what can be borrowed at once, `available_num` what is open and idle, `total_num` what is open."""
+    """`size()` counts what can be borrowed at once, `available_num` what is open and idle, `total_num` what is open."""
     pool = make_pool(size=2, maxsize=3, pre_create_num=1)
 
     def counts() -> tuple[int, int, int, int]:
@@ -447,7 +447,7 @@ def test_counts(make_pool: MakePool) -> None:
 
 
 def test_repr(make_pool: MakePool) -> None:
-    """A pool's repr tells in one line its name, what is open, idle and borrowed, who waits, and the bound."""
+    """A pool's repr is one line: its name, the open, idle and borrowed connections, the waiters, and `maxsize`."""
     pool = make_pool(size=2, maxsize=3)
     connection = pool.get_connection()
     assert repr(pool) == "<ConnectionPool 'pool1': 1 idle of 2 open, 1 borrowed, 0 waiting, maxsize 3>"
@@ -456,7 +456,7 @@ def test_repr(make_pool: MakePool) -> None:
 
 
 def test_the_state_is_told_of_what_is_lent_meanwhile(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who counts what is idle counts on, where others borrow and return at the same time."""
+    """Idle connections can be counted while others borrow and return them."""
     pool = make_pool(size=2)
     before = pool._pool.idle()
     with pool.get_connection():

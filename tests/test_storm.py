@@ -1,4 +1,4 @@
-"""KILL QUERY may strike any command, also those that the pool sends by itself; `storm.py` does it for longer."""
+"""KILL QUERY may hit any command, including those that the pool itself sends; `storm.py` does it for longer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_kill_query_storm(server: Server, database: str, caplog: pytest.LogCaptureFixture) -> None:
-    """While KILL QUERY strikes the pool's sessions no rolled-back row is committed, and no confirmed one is lost."""
-    caplog.set_level(logging.ERROR, "pymysqlpool")  # what is thrown away is thrown away on purpose
+    """While KILL QUERY hits the pool's sessions no rolled-back row is committed, and no confirmed one is lost."""
+    caplog.set_level(logging.ERROR, "pymysqlpool")  # the writes that close() discards are discarded on purpose
     storm = Storm(server.connect_kwargs, database)
     storm.run(1500, seed=1)
     assert storm.broken == []

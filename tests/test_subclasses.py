@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def test_what_a_subclass_sets_is_each_connections_own(make_pool: MakePool) -> None:
-    """Where a subclass has an `__init__` it is run for each object; what `connect()` sets is copied."""
+    """If a subclass has an `__init__`, it runs for each object; the attributes that `connect()` sets are copied."""
 
     class Mine(pymysqlpool.Connection):
         def __init__(self, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ def test_what_a_subclass_sets_is_each_connections_own(make_pool: MakePool) -> No
 
 
 def test_a_subclass_with_an_init_without_tls(make_pool: MakePool) -> None:
-    """There is no context to be shared then."""
+    """Without TLS there is no context to be shared."""
 
     class WithInit(pymysqlpool.Connection):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -61,7 +61,7 @@ def test_a_subclass_with_an_init_without_tls(make_pool: MakePool) -> None:
 
 
 def test_a_subclass_that_closes_when_it_can_not_connect(make_pool: MakePool, server: Server) -> None:
-    """It gives no place back twice, also where its session is replaced while it is lent."""
+    """It gives no place back twice, even if its session is replaced while it is borrowed."""
 
     class Closing(pymysqlpool.Connection):
         fails = False
@@ -86,7 +86,7 @@ def test_a_subclass_that_closes_when_it_can_not_connect(make_pool: MakePool, ser
 
 
 def test_an_error_of_an_init_arrives_as_it_is(server: Server) -> None:
-    """Also one of PyMySQL's classes."""
+    """An exception in a subclass's `__init__` is raised unchanged, even one of PyMySQL's."""
 
     class Failing(pymysqlpool.Connection):
         def __init__(self, *_: Any, **__: Any) -> None:
@@ -98,7 +98,7 @@ def test_an_error_of_an_init_arrives_as_it_is(server: Server) -> None:
 
 
 def test_a_query_in_the_init_of_a_connection_class(server: Server) -> None:
-    """Nothing is connected there yet, and the error says so."""
+    """The error says that the connection is not open yet in `__init__`."""
 
     class Early(pymysqlpool.Connection):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -110,7 +110,7 @@ def test_a_query_in_the_init_of_a_connection_class(server: Server) -> None:
 
 
 def test_a_subclass_with_a_block_of_its_own(make_pool: MakePool) -> None:
-    """`pool.connection()` leaves it to the subclass what its `with` does."""
+    """`pool.connection()` uses the `with` of a subclass that overrides it."""
 
     class Own(Connection):
         def __enter__(self) -> Any:

@@ -1,4 +1,4 @@
-"""Type checkers at their strictest find no fault in sample programs of each idiom, and the programs run."""
+"""Strict type checkers find no fault in sample programs for each idiom, and the programs run."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ OUTSIDE = [] if "site-packages" in PACKAGE.parts else [str(PACKAGE.parent)]
     "sample", [path for path in SAMPLES.glob("*.py") if path != FAULTS], ids=lambda path: path.stem
 )
 def test_the_samples_run(sample: Path, server: Server, database: str) -> None:
-    """Each sample program runs, so that what the checkers are asked is what users do."""
+    """Each sample program runs, so what the checkers check is what users do."""
     runpy.run_path(str(sample))["main"]({**server.connect_kwargs, "database": database})
 
 
 def marked() -> list[int]:
-    """The lines in which there is a fault."""
+    """The lines that are marked as faults."""
     return [number for number, line in enumerate(FAULTS.read_text().splitlines(), 1) if line.endswith("# fault")]
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
 def test_mypy(tmp_path: Path) -> None:
-    """`mypy --strict` finds the faults that are there, and no other."""
+    """`mypy --strict` finds the marked faults, and no others."""
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", str(SAMPLES)]
     environment = {**os.environ, "MYPYPATH": os.pathsep.join(OUTSIDE)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""What users' own tests do: `connect` patched away, a clock that stands still, every warning shown."""
+"""What users' own tests do: `connect` patched out, a frozen clock, every warning shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("patched", [Connection, pymysql.connections.Connection])
 def test_connect_patched_away(monkeypatch: pytest.MonkeyPatch, patched: type) -> None:
-    """With `connect` patched away and no server, borrowing, blocks, returning and counting work."""
+    """With `connect` patched out and no server, borrowing, blocks, returning and counting work."""
     monkeypatch.setattr(patched, "connect", lambda *_: None)
     with ConnectionPool(2, "pool1", host="127.0.0.1", port=1) as pool:
         assert (pool.size(), pool.total_num) == (2, 2)
@@ -42,7 +42,7 @@ def test_connect_patched_away(monkeypatch: pytest.MonkeyPatch, patched: type) ->
 
 
 def test_no_warning_escapes_a_plain_session(make_pool: MakePool) -> None:
-    """A plain session warns of nothing, even where every warning is shown."""
+    """A plain session emits no warning, even if every warning is shown."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with make_pool() as pool:
@@ -53,7 +53,7 @@ def test_no_warning_escapes_a_plain_session(make_pool: MakePool) -> None:
 
 
 def test_a_dead_handle_without_a_socket(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where users' tests patch `connect` away, a session without a socket is closed like any other."""
+    """If a user's test patches out `connect`, a session without a socket is closed like any other."""
     monkeypatch.setattr(pymysqlpool.Connection, "connect", lambda *_: None)
     pool = make_pool(size=1, pre_create_num=0)
     connection = pool.get_connection()
@@ -65,7 +65,7 @@ def test_a_dead_handle_without_a_socket(make_pool: MakePool, monkeypatch: pytest
 def test_a_clock_that_stands_still_makes_nobody_wait_for_ever(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it does in a user's test under freezegun."""
+    """A wait times out even if the clock is frozen, as in a user's test with freezegun."""
     pool = make_pool(size=1)
     held = pool.get_connection()
     set_clock(monkeypatch, lambda: 1.0)

@@ -1,4 +1,4 @@
-"""Kill the server that has this data folder, and remove that, when the process that has started it is gone."""
+"""Kill the server with this data folder, and remove the folder, when the process that started the server has ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def main(folder: str) -> None:
-    """Wait for the end of standard input; what comes before that is the word that there is nothing to do."""
+    """Wait for the end of standard input; any input before that means that there is nothing to do."""
     if sys.stdin.read():
         return
     import psutil  # noqa: PLC0415  seldom needed
