@@ -1,4 +1,4 @@
-"""Django in the process of the tests: the site's settings, with the data where a test wants it."""
+"""Django in the test process: the site's settings, with the database that a test chooses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def set_up() -> None:
 
 @contextmanager
 def databases(**settings: dict[str, Any]) -> Iterator[Any]:
-    """Let Django have these databases, with the site's tables in the default one, and yield its `connections`."""
+    """Configure Django with these databases, with the site's tables in the default one, and yield its `connections`."""
     from django.db import connections  # noqa: PLC0415
 
     before = connections.settings
@@ -57,7 +57,7 @@ def databases(**settings: dict[str, Any]) -> Iterator[Any]:
 
 
 def drop(connections: Any) -> None:
-    """Let this thread make its wrappers afresh, from what the settings are then."""
+    """Drop this thread's database wrappers, so that it creates new ones from the settings of that time."""
     for connection in connections.all(initialized_only=True):
         del connections[connection.alias]
 
@@ -71,7 +71,7 @@ def make_tables(connection: Any) -> None:
 
 
 def environment(**settings: dict[str, Any]) -> dict[str, str]:
-    """The environment of a program of the site."""
+    """The environment variables of a program of the site."""
     path = os.pathsep.join(filter(None, [*sys.path[:2], os.environ.get("PYTHONPATH"), os.path.dirname(__file__)]))  # noqa: PTH120
     return {
         **os.environ,

@@ -1,4 +1,4 @@
-"""The blocks of `.github/recipes.md`, with the settings of the test's own server in the place of theirs."""
+"""The blocks of `.github/recipes.md`, with the settings of the test's own server in place of theirs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FRONT = ""
 
 
 def blocks(section: str) -> list[str]:
-    """The blocks of a section; of that in front of the first for an empty name."""
+    """The blocks of a section; for an empty name, those before the first heading."""
     sections = re.split(r"^## (.*)\n", TEXT, flags=re.MULTILINE)
     found = dict(zip(["", *sections[1::2]], sections[::2]))
     return re.findall(r"^```python\n(.*?)^```", found[section], re.DOTALL | re.MULTILINE)
@@ -28,19 +28,19 @@ def titles() -> list[str]:
 
 
 def front(server: Server, database: str) -> str:
-    """What all recipes have in front."""
+    """The block that all recipes start from."""
     [block] = blocks(FRONT)
     assert CONFIG in block
     return block.replace(CONFIG, repr({**server.connect_kwargs, "database": database}))
 
 
 def program(server: Server, database: str, *sections: str) -> str:
-    """A program: what is in front, and the first block of each section."""
+    """A program: that block, and the first block of each section."""
     return "\n".join([front(server, database), *(blocks(section)[0] for section in sections)])
 
 
 def run(server: Server, database: str, *sections: str) -> dict[str, Any]:
-    """Run it here, and return what it has made. Its pools are to be closed."""
+    """Run it in this process, and return its names. The caller closes its pools."""
     namespace: dict[str, Any] = {"__name__": "recipe"}
     exec(compile(program(server, database, *sections), "recipes.md", "exec", dont_inherit=True), namespace)  # noqa: S102
     return namespace

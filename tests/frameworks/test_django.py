@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 class Recorder(pymysqlpool.Connection):
-    """Tells which commands it writes."""
+    """A connection that records the commands that it writes."""
 
     commands: ClassVar[list[bytes]] = []
 
@@ -63,7 +63,7 @@ class Recorder(pymysqlpool.Connection):
 
 @pytest.fixture
 def site(server: Server, database: str) -> Iterator[Site]:
-    """Let Django have the test's own schema, with a pool of these options, and return the settings."""
+    """Configure Django with the test's own schema and a pool with these options, and return the settings."""
     with pytest.MonkeyPatch.context() as patch:
         stack: list[Any] = []
 
@@ -80,7 +80,7 @@ def site(server: Server, database: str) -> Iterator[Site]:
 
 
 def get(path: str = "/") -> Any:
-    """Make a request as a server does, with both of its signals."""
+    """Make a request as a server does, with both of Django's signals."""
     response = Client().get(path)
     request_finished.send(sender=None)
     return response.json()
@@ -91,7 +91,7 @@ def get(path: str = "/") -> Any:
 
 @pytest.mark.parametrize(("path", "commands"), [("/", 2), ("/atomic", 5)])
 def test_a_request_costs_nothing_but_its_queries(path: str, commands: int, site: Site) -> None:
-    """A view's queries, and what `atomic` says around them, are all that goes to the server."""
+    """Only a view's queries, and those of `atomic`, are sent to the server."""
     site(pool={"size": 1, "connection_class": Recorder})
     get(path)
     Recorder.commands.clear()
@@ -101,7 +101,7 @@ def test_a_request_costs_nothing_but_its_queries(path: str, commands: int, site:
 
 
 def test_what_a_request_leaves_behind_is_gone(site: Site) -> None:
-    """The next request finds the session as Django has opened it: isolation level included."""
+    """The next request gets the session as Django has opened it, including the isolation level."""
     site(pool={"size": 1})
     state = "select @x, @@autocommit, @@sql_mode, connection_id(), "
     with connection.cursor() as cursor:
@@ -123,7 +123,7 @@ def test_what_a_request_leaves_behind_is_gone(site: Site) -> None:
 
 @pytest.mark.parametrize("level", ["serializable", None])
 def test_the_isolation_level_is_the_settings(level: str | None, site: Site, admin: Admin) -> None:
-    """`OPTIONS["isolation_level"]` holds, together with an `init_command`; None is the server's own."""
+    """`OPTIONS["isolation_level"]` applies, also with an `init_command`; None is the server's default."""
     site(OPTIONS={"isolation_level": level, "init_command": "set @x = 7", "pool": {"size": 1}})
     [servers] = [row for row in variables(admin) if row[0] in ("tx_isolation", "transaction_isolation")][-1:]
     for _ in range(2):
@@ -144,7 +144,7 @@ def variables(admin: Admin) -> Any:
 
 
 def test_a_view_that_fails_writes_nothing(site: Site) -> None:
-    """`atomic` rolls back, and the connection is back."""
+    """`atomic` rolls back, and the connection is returned."""
     site(pool={"size": 1, "timeout": 0})
     with pytest.raises(ZeroDivisionError):
         get("/fail")
@@ -155,7 +155,7 @@ def test_a_view_that_fails_writes_nothing(site: Site) -> None:
 
 
 def test_a_transaction_that_is_not_ended_is_rolled_back(site: Site) -> None:
-    """Autocommit turned off by hand: what was not committed is gone at the end of the request."""
+    """If autocommit was turned off, uncommitted changes are rolled back at the end of the request."""
     site(pool={"size": 1})
     transaction.set_autocommit(False)
     Item.objects.create(name="never")
@@ -182,7 +182,7 @@ def test_health_checks_ping(site: Site) -> None:
 
 
 def test_types_are_djangos(site: Site) -> None:
-    """What Django's MySQL backend converts is converted."""
+    """Values are converted as by Django's MySQL backend."""
     site()
     Item.objects.create(name="it's 100 %", price=3, due=dt.time(1, 2, 3), facts={"a": [1, None]})
     item = Item.objects.get(name__contains="100 %", facts__a__0=1)
@@ -216,7 +216,7 @@ def _executed(name: str) -> Any:
 def test_errors_are_djangos_and_their_causes_pymysqls(
     statement: str, django_error: type[Exception], error: type[Exception] | None, site: Site
 ) -> None:
-    """Django's error, also the integrity errors that the driver takes for others; PyMySQL's is its cause."""
+    """Errors are Django's, even integrity errors that the driver classifies otherwise; PyMySQL's is the cause."""
     site()
     for run in (
         lambda cursor: cursor.execute(statement),
@@ -232,7 +232,7 @@ def test_errors_are_djangos_and_their_causes_pymysqls(
 
 
 def test_one_pool_for_each_alias(server: Server, database: str) -> None:
-    """Two aliases have two pools; what wraps an alias in another thread has the same."""
+    """Two aliases have two pools; the wrappers of one alias in several threads share one pool."""
     settings = settings_for(server, database)
     with databases(default=settings, other=settings) as connections, ThreadPoolExecutor(1) as executor:
         pool = connections["default"].pool
@@ -258,7 +258,7 @@ def test_threads_share_the_pool(site: Site, admin: Admin, database: str) -> None
 
 
 def test_the_pool_is_made_once_by_threads_at_once(site: Site, admin: Admin, database: str) -> None:
-    """Many threads whose first queries come together find one pool."""
+    """Many threads whose first queries come at the same time get one pool."""
     site(pool={"size": 2})
     connection.close()
     connection.close_pool()
@@ -276,7 +276,7 @@ def test_the_pool_is_made_once_by_threads_at_once(site: Site, admin: Admin, data
 
 
 def test_in_vain(site: Site) -> None:
-    """Where none comes free, Django's OperationalError names the user's line, not Django's or the backend's."""
+    """If no connection becomes free, Django's OperationalError names the user's line, not Django's or the backend's."""
     site(pool={"size": 1, "timeout": 0.01})
     Item.objects.count()
     with ThreadPoolExecutor(1) as executor, pytest.raises(OperationalError) as caught:
@@ -304,7 +304,7 @@ def test_close_pool(site: Site, admin: Admin, database: str) -> None:
 
 
 def test_close_pool_while_lent(site: Site, admin: Admin, database: str) -> None:
-    """What is lent then goes on working, and is closed when it comes back."""
+    """Borrowed connections go on working, and are closed when they are returned."""
     site()
     Item.objects.count()
     connection.close_pool()
@@ -314,7 +314,7 @@ def test_close_pool_while_lent(site: Site, admin: Admin, database: str) -> None:
 
 
 def test_other_settings_make_another_pool(site: Site, database: str, admin: Admin) -> None:
-    """A test database's name comes into the settings after the pool has been used."""
+    """A test database's name is set after the pool has been used, so another pool is made."""
     settings = site(pool={"size": 1})
     get()
     with admin.cursor() as cursor:
@@ -342,14 +342,14 @@ def test_other_settings_make_another_pool(site: Site, database: str, admin: Admi
     ],
 )
 def test_settings_that_are_refused(options: dict[str, Any], message: str, server: Server, database: str) -> None:
-    """What goes not together with a pool is told in words."""
+    """Settings that contradict a pool raise an error with a clear message."""
     settings = settings_for(server, database, **options)
     with databases(other=settings) as connections, pytest.raises(ImproperlyConfigured, match=message):
         connections["other"].ensure_connection()
 
 
 def test_no_pool(site: Site, admin: Admin, database: str) -> None:
-    """`"pool": False` is Django as ever, on PyMySQL: persistent connections too."""
+    """With `"pool": False` Django works as usual, on PyMySQL, including persistent connections."""
     site(pool=False, CONN_MAX_AGE=None)
     assert connection.pool is None
     connection.close_pool()
@@ -365,7 +365,7 @@ def test_no_pool(site: Site, admin: Admin, database: str) -> None:
     assert get()["session"] != first
 
 
-# Where MySQLdb is stood in for
+# PyMySQL in place of MySQLdb
 
 
 def test_mysqldb_is_pymysql_with_all_that_is_in_it() -> None:
@@ -388,7 +388,7 @@ def test_mysqldb_is_pymysql_with_all_that_is_in_it() -> None:
 
 
 def test_too_old_a_pymysql_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which PyMySQL Django needs is told in words."""
+    """The error says which PyMySQL is needed."""
     import importlib  # noqa: PLC0415
 
     import pymysqlpool.django.stand_in as module  # noqa: PLC0415
@@ -415,7 +415,7 @@ def test_djangos_own_tests_run(options: tuple[str, ...], server: Server, databas
 
 
 def test_a_test_database_that_is_made_again(site: Site, database: str) -> None:
-    """A test database that is dropped, and another one of its name, on the pool that was there before."""
+    """A test database may be dropped and created again under the same name, with the same pool."""
     site(pool={"size": 1}, TEST={"NAME": f"{database}_test"})
     for _ in range(2):
         connection.creation.create_test_db(verbosity=0, autoclobber=True)
@@ -424,7 +424,7 @@ def test_a_test_database_that_is_made_again(site: Site, database: str) -> None:
 
 
 def test_asgi(site: Site, admin: Admin, database: str) -> None:
-    """Requests at once, each with a thread of its own as ASGI has it: all get their turn on 4 connections."""
+    """Simultaneous requests, each in a thread of its own as with ASGI, are all served on 4 connections."""
     site(pool={"size": 4})
     handler: Any = ASGIHandler()
     handler.load_middleware(is_async=True)

@@ -1,4 +1,4 @@
-"""Metrics: what the conventions want to know of each pool, with the real libraries."""
+"""Metrics: those of the conventions for each pool, with the real libraries."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ HISTOGRAMS = ["create_time", "wait_time", "use_time"]
 
 @pytest.fixture(autouse=True)
 def watchers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no collector live on after its test."""
+    """Remove the collectors after each test."""
     monkeypatch.setattr("pymysqlpool.pool._watchers", [])
 
 
 @contextlib.contextmanager
 def in_use(pool: pymysqlpool.ConnectionPool) -> Iterator[None]:
-    """All of the pool is borrowed, one thread waits, and one has waited in vain."""
+    """All connections of the pool are borrowed, one thread is waiting, and one has timed out."""
     connections = [pool.get_connection() for _ in range(pool.maxsize)]
     with pytest.raises(pymysqlpool.GetConnectionFromPoolError):
         pool.get_connection(timeout=0)
@@ -94,7 +94,7 @@ def samples(text: str) -> Figures:
 
 
 def test_a_scrape(make_pool: MakePool) -> None:
-    """Pools made before and after are there, each with all that the conventions name."""
+    """Pools made before and after are included, each with all metrics of the conventions."""
     before = make_pool(size=2, name="before")
     with Prometheus() as prometheus:
         after = make_pool(size=1, maxsize=2, name="after")
@@ -123,7 +123,7 @@ def test_a_scrape(make_pool: MakePool) -> None:
 
 
 def test_buckets(make_pool: MakePool) -> None:
-    """What takes as long as a bound is within it, and what takes longer than all is in the last one."""
+    """A time equal to a bound is in its bucket, and a time above all bounds is in the last bucket."""
     with Prometheus() as prometheus:
         pool = make_pool(size=1, name="one")
         for seconds in (0.0, *BOUNDS, 11.0):
@@ -134,7 +134,7 @@ def test_buckets(make_pool: MakePool) -> None:
 
 
 def test_a_closed_pool_is_gone(make_pool: MakePool) -> None:
-    """It is there as long as it has connections out; so is a new one of its name, and one that was dropped is not."""
+    """A closed pool is included while connections are borrowed; so is a new one of its name, but not a dropped one."""
     with Prometheus() as prometheus:
         pool = make_pool(size=2, name="one")
         connection = pool.get_connection()
@@ -148,7 +148,7 @@ def test_a_closed_pool_is_gone(make_pool: MakePool) -> None:
 
 
 def test_a_dropped_pool_is_gone(server: Server) -> None:
-    """What watches pools keeps none of them."""
+    """Collectors do not keep pools alive."""
     with Prometheus() as prometheus:
         pool = pymysqlpool.ConnectionPool(1, "dropped", **server.connect_kwargs)
         assert prometheus.scrape()["max", "dropped"] == 1
@@ -157,7 +157,7 @@ def test_a_dropped_pool_is_gone(server: Server) -> None:
 
 
 def test_pools_of_one_name_are_one(make_pool: MakePool) -> None:
-    """Two pools with the same name are summed up: Prometheus takes no sample twice."""
+    """Two pools with the same name are added up, as Prometheus refuses duplicate samples."""
     with Prometheus() as prometheus:
         pools = [make_pool(size=size, name="same") for size in (1, 2)]
         with in_use(pools[0]):
@@ -168,7 +168,7 @@ def test_pools_of_one_name_are_one(make_pool: MakePool) -> None:
 
 
 def test_twice_is_refused() -> None:
-    """To register all pools a second time is an error of the registry's."""
+    """A second registration raises the registry's error."""
     with Prometheus() as prometheus, pytest.raises(ValueError, match="Duplicated"):
         pymysqlpool.metrics.prometheus(prometheus.registry)
 
@@ -219,7 +219,7 @@ def test_a_forked_worker_begins_at_zero(make_pool: MakePool) -> None:
 
 
 def in_a_child(job: Any) -> Any:
-    """What `job` returns in a forked child, by way of JSON."""
+    """Run `job` in a forked child, and return its result by way of JSON."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -271,7 +271,7 @@ class OpenTelemetry:
 
 
 def test_instruments(make_pool: MakePool) -> None:
-    """Each of the conventions' instruments, with its unit and its values."""
+    """Each instrument of the conventions is there, with its unit and its values."""
     telemetry = OpenTelemetry()
     pool = make_pool(size=1, maxsize=2, name="one")
     other = make_pool(size=2, name="other")
@@ -311,7 +311,7 @@ def test_the_names_are_the_conventions() -> None:
 
 
 def test_nothing_is_lost_between_two_collections(make_pool: MakePool) -> None:
-    """More borrows than are kept, by many threads: all are recorded, and few are kept."""
+    """With more borrows than are kept, by many threads, all are recorded, and few are kept."""
     telemetry = OpenTelemetry()
     pool = make_pool(size=2, name="busy")
 
@@ -329,7 +329,7 @@ def test_nothing_is_lost_between_two_collections(make_pool: MakePool) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_worker_has_metrics_of_its_own(make_pool: MakePool) -> None:
-    """A child that sets up its own provider, as the SDK wants it, tells of its own pool."""
+    """A child that sets up its own provider, as the SDK requires, reports its own pool."""
     pytest.importorskip("opentelemetry.sdk.metrics")
     parents = OpenTelemetry()
     pool = make_pool(size=2, name="one")
@@ -354,7 +354,7 @@ def test_a_forked_worker_has_metrics_of_its_own(make_pool: MakePool) -> None:
 
 
 def test_the_recipes(server: Server, database: str) -> None:
-    """Both recipes run, beside each other; the first answers over HTTP."""
+    """Both recipes run side by side; the first serves metrics over HTTP."""
     pytest.importorskip("prometheus_client")
     pytest.importorskip("opentelemetry.metrics")
     made = recipes.run(server, database, "Metrics: Prometheus", "Metrics: OpenTelemetry")
@@ -378,7 +378,7 @@ OTHERS = "django prometheus_client opentelemetry matplotlib sqlalchemy ddtrace M
 
 @pytest.mark.parametrize("module", ["pymysqlpool", "pymysqlpool.metrics", "pymysqlpool.__main__"])
 def test_none_of_them_is_imported(module: str) -> None:
-    """To import this package imports none of those that it goes with, which may be missing."""
+    """Importing this package imports none of the optional ones, which may be missing."""
     program = f"import sys, {module}; print(*(set({OTHERS.split()!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

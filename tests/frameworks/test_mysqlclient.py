@@ -1,4 +1,4 @@
-"""Where mysqlclient is installed too, it is left alone: Django uses it for the aliases that ask for it."""
+"""If mysqlclient is installed too, it is not affected: Django uses it for the aliases that choose it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_errors_of_both(statement: str, error: type[Exception], server: Server, 
         for alias, driver in (("default", pymysql), ("other", MySQLdb)):
             with connections[alias].cursor() as cursor, pytest.raises(error) as caught:
                 cursor.execute(statement)
-            # Django drops the cause of an integrity error that the driver takes for another.
+            # Django drops the cause of an integrity error that the driver classifies differently.
             assert isinstance(caught.value.__cause__ or caught.value.__context__, driver.Error)
 
 

@@ -1,4 +1,4 @@
-"""The command draws what it has measured, where matplotlib is installed; and it is a program of its own."""
+"""The command draws its results if matplotlib is installed, and it is also installed as a program."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def where(server: Server) -> list[str]:
 
 @pytest.mark.parametrize(("name", "begins"), [("rates.png", b"\x89PNG"), ("rates.svg", b"<?xml")])
 def test_a_plot(server: Server, tmp_path: Path, name: str, begins: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    """`--plot` writes a picture in the format of its name, beside the table."""
+    """`--plot` writes a picture in the format of the file's suffix, in addition to the table."""
     pytest.importorskip("matplotlib")
     assert __main__.main([*where(server), *QUICK, "--plot", str(tmp_path / name)]) == 0
     assert "Use size=" in capsys.readouterr().out
@@ -36,7 +36,7 @@ def test_a_plot(server: Server, tmp_path: Path, name: str, begins: bytes, capsys
 def test_a_plot_that_can_not_be_written(
     server: Server, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The table is not lost, and the reason is told in one line."""
+    """The table is still printed, and the reason is given in one line."""
     pytest.importorskip("matplotlib")
     assert __main__.main([*where(server), *QUICK, "--plot", str(tmp_path / name)]) == 1
     out, err = capsys.readouterr()
@@ -46,7 +46,7 @@ def test_a_plot_that_can_not_be_written(
 
 
 def test_a_program(server: Server) -> None:
-    """`pymysqlpool` is the command, where the package is installed."""
+    """`pymysqlpool` is the command if the package is installed."""
     try:
         importlib.metadata.distribution("pymysql-pool")
     except importlib.metadata.PackageNotFoundError:

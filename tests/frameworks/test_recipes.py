@@ -1,4 +1,4 @@
-"""Each recipe of `.github/recipes.md` does what it promises, with the real package and the real server."""
+"""Each recipe of `.github/recipes.md` does what it promises, with the real package and a real server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def recipe(server: Server, database: str) -> Iterator[Recipe]:
 
 @pytest.fixture
 def numbers(database: str, admin: Admin) -> Callable[[], list[int]]:
-    """A table of numbers, and what others see in it."""
+    """A table of numbers, and a function that returns its committed rows."""
     with admin.cursor() as cursor:
         cursor.execute(f"create table {database}.numbers (number int primary key)")
 
@@ -66,7 +66,7 @@ def is_whole(pool: pymysqlpool.ConnectionPool) -> bool:
 
 
 def test_sqlalchemy_core(recipe: Recipe, numbers: Callable[[], list[int]]) -> None:
-    """Core: commits, rollbacks and isolation levels, each on a connection that goes back."""
+    """Core: commits, rollbacks and isolation levels work, and each connection is returned."""
     sqlalchemy = pytest.importorskip("sqlalchemy", "2")
     made = recipe("SQLAlchemy")
     engine, pool = made["engine"], made["pool"]
@@ -91,7 +91,7 @@ def test_sqlalchemy_core(recipe: Recipe, numbers: Callable[[], list[int]]) -> No
 
 
 def test_sqlalchemy_orm(recipe: Recipe, numbers: Callable[[], list[int]]) -> None:
-    """A session of the ORM, in many threads at once."""
+    """ORM sessions work in many threads at once."""
     sqlalchemy = pytest.importorskip("sqlalchemy", "2")
     orm = pytest.importorskip("sqlalchemy.orm")
     made = recipe("SQLAlchemy")
@@ -118,7 +118,7 @@ def test_sqlalchemy_orm(recipe: Recipe, numbers: Callable[[], list[int]]) -> Non
 
 
 def test_sqlalchemy_recognises_a_disconnect(recipe: Recipe, admin: Admin, database: str) -> None:
-    """A session that is killed in use is told as a disconnect; one that is killed at rest, not at all."""
+    """A session that is killed in use is reported as a disconnect; one that is killed while idle is not noticed."""
     sqlalchemy = pytest.importorskip("sqlalchemy", "2")
     made = recipe("SQLAlchemy")
     select = sqlalchemy.text("select connection_id()")
@@ -135,7 +135,7 @@ def test_sqlalchemy_recognises_a_disconnect(recipe: Recipe, admin: Admin, databa
 
 
 def test_sqlalchemy_in_vain(recipe: Recipe) -> None:
-    """Where none comes free, SQLAlchemy's OperationalError has the pool's as its cause."""
+    """If no connection becomes free, SQLAlchemy's OperationalError has the pool's error as its cause."""
     sqlalchemy = pytest.importorskip("sqlalchemy", "2")
     made = recipe("SQLAlchemy")
     engine = made["engine"]
@@ -148,7 +148,7 @@ def test_sqlalchemy_in_vain(recipe: Recipe) -> None:
 
 
 def test_pandas(recipe: Recipe) -> None:
-    """`read_sql` gives a frame, and leaves nothing borrowed."""
+    """`read_sql` returns a frame, and leaves nothing borrowed."""
     pytest.importorskip("pandas")
     made = recipe("SQLAlchemy", "pandas")
     assert made["frame"].to_dict("list") == {"one": [1]}
@@ -156,7 +156,7 @@ def test_pandas(recipe: Recipe) -> None:
 
 
 def test_peewee(recipe: Recipe, numbers: Callable[[], list[int]]) -> None:
-    """Models, transactions, and threads that open and close."""
+    """Models, transactions, and threads that open and close connections work."""
     peewee = pytest.importorskip("peewee")
     made = recipe("peewee")
     db = made["db"]
@@ -187,7 +187,7 @@ def test_peewee(recipe: Recipe, numbers: Callable[[], list[int]]) -> None:
 
 @pytest.mark.parametrize(("is_plain", "count"), [(False, 100), (True, 15)])
 def test_fastapi(is_plain: bool, count: int, recipe: Recipe, numbers: Callable[[], list[int]]) -> None:
-    """Many requests at once, whose halves run in whatever threads of the server's."""
+    """Many requests at once work, whichever threads the server uses for their parts."""
     httpx = pytest.importorskip("httpx")
     pytest.importorskip("fastapi")
     made = recipe("FastAPI")
@@ -224,7 +224,7 @@ def test_fastapi(is_plain: bool, count: int, recipe: Recipe, numbers: Callable[[
 
 
 def test_flask(recipe: Recipe) -> None:
-    """A request borrows once, and returns at its end, also where it fails."""
+    """A request borrows once, and returns the connection at its end, even if it fails."""
     pytest.importorskip("flask")
     made = recipe("Flask")
     app, pool = made["app"], made["pool"]
@@ -255,7 +255,7 @@ def test_concurrent_futures(recipe: Recipe) -> None:
 
 @contextmanager
 def running(command: list[str], folder: Path, environment: dict[str, str], *descriptors: int) -> Iterator[None]:
-    """A program of its own, which is told to end after the block, and says what it has said where the block fails."""
+    """A separate program, which is terminated after the block. Its output is printed if the block fails."""
     with folder.joinpath("log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, pass_fds=descriptors)
     try:
@@ -275,7 +275,7 @@ def running(command: list[str], folder: Path, environment: dict[str, str], *desc
 
 @contextmanager
 def gunicorn(app: str, folder: Path, environment: dict[str, str], *options: str) -> Iterator[str]:
-    """Gunicorn with two workers, on a socket that listens already; yield its address."""
+    """Run gunicorn with two workers, on a socket that is already listening; yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = "http://{}:{}".format(*listener.getsockname())
         bind = ["-b", f"fd://{listener.fileno()}", "-w", "2"]
@@ -310,7 +310,7 @@ def test_gunicorn(  # noqa: PLR0917  fixtures
             used = set(executor.map(lambda _: int(get(address)), range(200)))
         open_now = sessions(admin, database)
         assert used <= open_now
-        # A preloaded parent keeps its own, which no worker uses.
+        # A preloaded parent keeps its own sessions, which no worker uses.
         assert len(open_now) <= 2 * 4 + (4 if preload else 0)
         assert "rror" not in tmp_path.joinpath("log").read_text()
     eventually(lambda: not sessions(admin, database))
@@ -377,7 +377,7 @@ def test_django(server: Server, database: str, tmp_path: Path, admin: Admin) -> 
 
 
 def test_no_recipe_is_without_a_test() -> None:
-    """Each section of the recipes is named by a test here or beside."""
+    """Each section of the recipes is named by a test in this folder."""
     here = recipes.ROOT.joinpath("tests", "frameworks")
     tests = "".join(file.read_text() for file in here.glob("test_*.py"))
     assert [title for title in recipes.titles() if f'"{title}"' not in tests] == []

@@ -1,4 +1,4 @@
-"""Each query through the pool gives one span, by the recipes, with the real tracers."""
+"""With the recipes, each query through the pool creates one span in the real tracers."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ WAYS = [
 
 
 def opentelemetry_spans() -> Callable[[], list[str]]:
-    """Let spans be kept, and return what gives the statements of those that have come since the last call."""
+    """Keep spans in memory, and return a function that returns the statements of those since its last call."""
     from opentelemetry import trace  # noqa: PLC0415
     from opentelemetry.instrumentation.pymysql import PyMySQLInstrumentor  # noqa: PLC0415
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -115,7 +115,7 @@ def opentelemetry_spans() -> Callable[[], list[str]]:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
-    # A program that has other PyMySQL connections instruments these so, which must not double the pool's.
+    # A program with other PyMySQL connections instruments them like this, which must not double the pool's spans.
     PyMySQLInstrumentor().instrument()
 
     def spans() -> list[str]:
@@ -155,10 +155,10 @@ def datadog_spans() -> Callable[[], list[str]]:
 def test_one_span_for_each_query(
     section: str, package: str, server: Server, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks, their cursors, handles, `execute_query`, unbuffered cursors, procedures and failures."""
+    """One span each for queries in blocks, on handles and cursors, for `execute_query`, procedures and failures."""
     if not is_installed(package):
         pytest.skip(f"{package} is not installed")
-    # In a program of its own, as both tracers reach into the whole process.
+    # In a separate program, as both tracers affect the whole process.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     status, output, errors = run_as_program(
         __file__, section, server.host, server.port, server.user, server.password, database
