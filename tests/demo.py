@@ -1,4 +1,4 @@
-"""See the pool run, on a server of its own: the classic session, 32 threads over 4 connections, the size command."""
+"""A demo on a throwaway server: the classic session, 32 threads on 4 connections, the size command."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ yyyy-mm-dd hh:mm:ss    DEBUG: Put connection back to pool(pool1)
 """
 THREADS = 32
 POOL_SIZE = 4
-# The server is busy with the query for 10 ms, as with a real one: of a quicker one Python would set the rate.
+# The query keeps the server busy for 10 ms, like a real one. With a quicker one Python would limit the rate.
 SEARCH = ["--query", "SELECT SLEEP(0.01)", "--threads", "8", "--sizes", "1,2,4,8,16", "--seconds", "0.5"]
 
 
 class Result(NamedTuple):
-    """What a job did and took."""
+    """The result of a job, and the time that it took."""
 
     label: str
     queries: int
@@ -69,7 +69,7 @@ class Result(NamedTuple):
 
 def main() -> int:
     """Run it all, and return the exit status."""
-    # Ended from outside it takes its server away too.
+    # If it is terminated, it removes its server as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print("Starting a server ...", flush=True)
     try:
@@ -91,7 +91,7 @@ def main() -> int:
 
 
 def run_session(config: dict[str, Any]) -> bool:
-    """Run the session's lines one by one, show what comes, and return whether that is what they promise."""
+    """Run the session's lines one by one, show the output, and return whether it is the expected one."""
     level = pymysqlpool.logger.level
     pymysqlpool.logger.setLevel("DEBUG")
     names = {"pymysqlpool": pymysqlpool, "config": config}
@@ -103,7 +103,7 @@ def run_session(config: dict[str, Any]) -> bool:
 
 
 def run_example(example: doctest.Example, names: dict[str, Any]) -> bool:
-    """Run one example as the interpreter's prompt would."""
+    """Run one example as the interactive interpreter would."""
     output = io.StringIO()
     with redirect_stdout(output), redirect_stderr(output):
         try:
@@ -120,7 +120,7 @@ def run_example(example: doctest.Example, names: dict[str, Any]) -> bool:
 
 def run_jobs(config: dict[str, Any]) -> list[Result]:
     """Do the same work with a pool and without."""
-    # Opened when they are needed, the pool's connections fall into the time and the count, like the others.
+    # The pool opens its connections when they are needed, so that their time and number are included here too.
     pool = pymysqlpool.ConnectionPool(size=POOL_SIZE, pre_create_num=0, **config)
     with pymysql.connect(**config) as admin, pool:
 
@@ -156,7 +156,7 @@ def connections_so_far(admin: pymysql.connections.Connection[Any]) -> int:
 
 
 def run_threads(label: str, query: Callable[[], Any], count: int) -> int:
-    """Ask `count` times in each thread, show the progress, and return how many answers were wrong."""
+    """Query `count` times in each thread, show the progress, and return how many results were wrong."""
     answers: SimpleQueue[Any] = SimpleQueue()
     interrupted = threading.Event()
 
@@ -187,7 +187,7 @@ def run_threads(label: str, query: Callable[[], Any], count: int) -> int:
 
 
 def show_progress(label: str, done: int, total: int) -> None:
-    """Renew one line on a terminal, write four elsewhere."""
+    """Update one line on a terminal, write four lines otherwise."""
     on_terminal = sys.stdout.isatty()
     if done % (total // (100 if on_terminal else 4)) == 0:
         print(f"{label}: {done} of {total} queries", end="\r" if on_terminal and done < total else "\n", flush=True)
@@ -201,7 +201,7 @@ def print_table(results: list[Result]) -> None:
 
 
 def run_command(server: Server) -> bool:
-    """Show the command and what it prints, and return whether it ended well."""
+    """Show the command and what it prints, and return whether it succeeded."""
     command = ["-m", "pymysqlpool", "--host", server.host, "--port", str(server.port), "--user", server.user, *SEARCH]
     print(f"$ python {shlex.join(command)}", flush=True)
     status = subprocess.call([sys.executable, *command], env={**os.environ, "MYSQL_PASSWORD": server.password})

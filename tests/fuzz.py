@@ -1,13 +1,13 @@
-"""Random statements by one borrower, then a look at what the next one finds: `tests/fuzz.py [--seconds 30] [--seed N]`.
+"""Random statements by one borrower, then a check of what the next one gets: `tests/fuzz.py [--seconds 30] [--seed N]`.
 
-What the next borrower finds has to be what a fresh session has, whatever the statements were and however the connection
-was returned; what was not committed must stay so, and what a block has written must be there. A finding is reduced to
-the fewest statements and printed, and makes the exit status 1; the seed that is printed with it repeats it.
+The next borrower has to get the same as with a new session, whatever the statements were and however the connection was
+returned; what was not committed must stay so, and what a block has written must be there. A finding is reduced to the
+fewest statements and printed, and makes the exit status 1; the printed seed reproduces it.
 
-Not looked for, as the README says: what a view or a stored function does inside a SELECT, and FOUND_ROWS(),
-ROW_COUNT() and SHOW WARNINGS before any statement of one's own.
+Not checked, because the README excludes it: what a view or a stored function does inside a SELECT, and FOUND_ROWS(),
+ROW_COUNT() and SHOW WARNINGS before the borrower's own first statement.
 
-It takes table locks and the global read lock for moments, so it wants a server of its own.
+It takes table locks and the global read lock for short times, so it needs a server of its own.
 """
 
 from __future__ import annotations
@@ -61,33 +61,33 @@ if TYPE_CHECKING:
     Connection = pymysql.connections.Connection[Any]
     State = dict[str, Any]
 
-# Variables of the server's that are different in each session, or that a statement of one's own changes. Those of them
-# that matter are looked at by themselves.
+# Variables of the server that are different in each session, or that any statement changes. Those that matter are
+# checked separately.
 VOLATILE = {
     "error_count", "external_user", "gtid_binlog_pos", "gtid_binlog_state", "gtid_current_pos", "gtid_executed",
     "gtid_slave_pos", "identity", "in_transaction", "last_gtid", "last_insert_id", "pseudo_thread_id", "rand_seed1",
     "rand_seed2", "statement_id", "timestamp", "warning_count",
 }  # fmt: skip
-#: Replication's, which MariaDB says that each session has, but which all share.
+#: Variables of replication, which MariaDB lists for the session, but which all sessions share.
 SHARED = ("gtid_slave_", "max_relay_", "relay_", "replicate_", "slave_", "sql_slave_")
-#: What the pool sets for itself in each of its sessions.
+#: What the pool sets for its own use in each session.
 TRACKER = "variable session_track_state_change"
 
-#: The attributes of PyMySQL's object that a borrower may change.
+#: The attributes of PyMySQL's connection that a borrower may change.
 ATTRIBUTES = [
     "_connect_attrs", "_local_infile", "_read_timeout", "_write_timeout", "autocommit_mode", "charset", "cursorclass",
     "db", "decoders", "encoders", "encoding", "host", "init_command", "max_allowed_packet", "port", "sql_mode",
     "use_unicode", "user",
 ]  # fmt: skip
 
-#: Seconds that a slow network takes each way.
+#: Seconds that a slow network takes in each direction.
 LATENCY = 0.005
-#: How long the server may take to end a session that was given up.
+#: How long the server may take to end a session that the pool has closed.
 PATIENCE = 5.0
-#: How long a borrower waits, in seconds, who should not have to wait at all.
+#: The timeout, in seconds, of a borrow that should not have to wait at all.
 GENEROUS = 10.0
 
-#: What no borrower may get who is alone on a connection that is lent to it.
+#: The errors that a borrower must not get if no other thread uses its connection.
 MISTAKES = (PoolError, ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 
 
@@ -95,17 +95,17 @@ class Broken(Exception):
     """A promise was not kept."""
 
 
-# What is played
+# Trials
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one borrower does, how it returns the connection, and what the next one begins with on each of them."""
+    """What one borrower does, how it returns the connection, and with what the next one begins on each connection."""
 
     steps: tuple[Step, ...]
     ending: str
     firsts: tuple[str, ...]
-    #: Whether the next borrower stands in line already.
+    #: Whether the next borrower is already waiting.
     in_line: bool
     #: Whether the network is slow from the return to the next borrower's first answer: what it begins with is written
     #: before it is known how the return went.
@@ -123,7 +123,7 @@ class Trial:
 
     @property
     def is_slow(self) -> bool:
-        """Whether the network ever is."""
+        """Whether the network is slow in any round."""
         return any(one.slow for one in self.rounds)
 
     def __str__(self) -> str:
@@ -161,7 +161,7 @@ def make_trial(seed: int, settings: list[str], *, on_mariadb: bool) -> Trial:
     )
 
 
-# The server, seen from beside
+# The server, seen from outside the pool
 
 
 class World:
@@ -178,7 +178,7 @@ class World:
             init_command="set lock_wait_timeout = 1, innodb_lock_wait_timeout = 5",
         )
         self.on_mariadb = "MariaDB" in self.admin.get_server_info()
-        # It sees what nobody has committed yet.
+        # It sees uncommitted rows.
         self.peeper = self.connect(
             autocommit=True, init_command="set session transaction isolation level read uncommitted"
         )
@@ -189,11 +189,11 @@ class World:
         self.make_schema()
 
     def connect(self, **kwargs: Any) -> Connection:
-        """A connection of the administrator's."""
+        """Open a connection as the administrator."""
         return pymysql.connect(**{**self.server.connect_kwargs, "ssl_disabled": True, "read_timeout": 60, **kwargs})
 
     def ask(self, statement: str, connection: Connection | None = None) -> tuple[Any, ...]:
-        """The rows of a statement of the administrator's."""
+        """Run a statement as the administrator, and return its rows."""
         with (connection or self.admin).cursor() as cursor:
             cursor.execute(self.named(statement))
             return cursor.fetchall()
@@ -207,7 +207,7 @@ class World:
         )
 
     def make_users(self) -> None:
-        """A user that has roles but begins without, one that begins with one, and one that has none."""
+        """Create a user with roles but no default role, one with a default role, and one without roles."""
         for role in (ROLE, DEFAULT_ROLE):
             self.ask(f"drop role if exists {role}")
             self.ask(f"create role {role}")
@@ -236,7 +236,7 @@ class World:
         return [name for (name, _) in self.ask("show session variables") if self.can(f"select @@session.{name}")]
 
     def settings_of_sessions(self) -> list[str]:
-        """Those of them that it may set for itself."""
+        """Those of them that the session may set."""
         with self.connect() as scratch:
             return [
                 name
@@ -253,7 +253,7 @@ class World:
         return True
 
     def make_schema(self) -> None:
-        """A schema, and another; under other names where the last ones are locked for good."""
+        """Create two schemas, under new names if the last ones are locked forever."""
         self.name = f"{NAME}_{len(self.names)}" if self.names else NAME
         self.other = f"{self.name}_other"
         self.names += [self.name, self.other]
@@ -262,7 +262,7 @@ class World:
             self.ask(f"create database `{name}`")
         self.ask(f"create table {OTHER}.t1 {TABLES['t1']}")
         self.admin.select_db(self.name)
-        # Triggers run as the user that has made them, and set their roles for nobody else.
+        # Triggers run as the user that has created them, and do not set roles for anybody else.
         with self.connect(database=self.name, user=f"{NAME}_roles", password="", autocommit=True) as owner:
             for statement in schema(on_mariadb=self.on_mariadb):
                 self.can(statement, owner)  # not every server allows every effect everywhere
@@ -271,7 +271,7 @@ class World:
         self.clean_up()
 
     def clean_up(self) -> None:
-        """Bring the rows back to what they were."""
+        """Restore the rows."""
         self.roll_back_prepared()
         with self.admin.cursor() as cursor:
             cursor.execute(self.named(";".join(CLEAN_UP)))
@@ -293,7 +293,7 @@ class World:
         return self.name, trial.autocommit, trial.variation, trial.is_slow
 
     def committed(self) -> frozenset[int]:
-        """The rows that all can see."""
+        """The committed rows."""
         return frozenset(row[0] for row in self.ask(f"select id from {NAME}.ledger"))
 
     def written(self) -> frozenset[int]:
@@ -301,14 +301,14 @@ class World:
         return frozenset(row[0] for row in self.ask(f"select id from {NAME}.ledger", self.peeper))
 
     def wait_for(self, session: int) -> None:
-        """Let the server finish what the session has asked: it may work on behind a reply that is not read."""
+        """Let the server finish the session's commands: it may still be working if a reply is not read."""
         deadline = time.monotonic() + 1
         while [row for row in self.ask("show processlist") if row[0] == session and row[4] not in ("Sleep", "Killed")]:
             if time.monotonic() > deadline:  # it waits for the rows to be read
                 return
 
     def locks(self) -> list[tuple[int | None, Any]]:
-        """What sessions of the pool's hold, named locks and others, each with its holder, if known."""
+        """The locks of the pool's sessions, named locks and others, each with its holder, if known."""
         names = ", ".join(f"is_used_lock('{lock}')" for lock in LOCKS)
         held = zip(self.ask(f"select {names}")[0], LOCKS)
         locks: list[tuple[int | None, Any]] = [(holder, f"named lock {lock}") for holder, lock in held if holder]
@@ -326,7 +326,7 @@ class World:
         ]
 
     def locks_of_mariadb(self) -> list[tuple[int | None, Any]]:
-        """What is in the way of another session, which waits for a second."""
+        """The locks that block another session, which waits for a second."""
         tables = ", ".join(f"{NAME}.{table} write" for table in TABLES if table != "dirty")
         locks: list[tuple[int | None, Any]] = []
         for statement, after in (
@@ -345,7 +345,7 @@ class World:
         """Leave nothing on the server."""
         self.dirty.close()
         for name in self.names:
-            with suppress(pymysql.Error):  # locked for good
+            with suppress(pymysql.Error):  # locked forever
                 self.ask(f"drop database if exists `{name}`")
         for kind in ("roles", "default", "plain"):
             self.ask(f"drop user {NAME}_{kind}@'%'")
@@ -377,7 +377,7 @@ def _short(value: object) -> str:
 
 
 def attributes(connection: Any) -> State:
-    """What PyMySQL's object has and tells, before any statement."""
+    """The attributes of PyMySQL's connection, before any statement."""
     state = {f"attribute {name}": getattr(connection, name, None) for name in ATTRIBUTES}
     state["attribute client_flag"] = connection.client_flag & ~CLIENT.SESSION_TRACK
     state["attribute mine"] = hasattr(connection, "mine")
@@ -397,7 +397,7 @@ def has_transaction(connection: Any) -> bool:
 
 
 def looks(world: World) -> dict[str, str]:
-    """What a session is asked. What fails in a fresh session has to fail."""
+    """The queries to a session. What fails in a new session has to fail."""
     variables = ", ".join(f"@{name}" for name in [*VARIABLES, "boot", "first"])
     questions = {
         "database(), current_user(), current_role(), last_insert_id()": "select {}",
@@ -425,7 +425,7 @@ def looks(world: World) -> dict[str, str]:
 
 
 def state_of(connection: Any, world: World) -> State:
-    """All that a session is, asked by itself."""
+    """The state of a session, as it reports it."""
     names = [name for name in world.variables if name not in VOLATILE]
     [values] = _ask(connection, "select " + ", ".join(f"@@session.{name}" for name in names))
     state = {f"variable {name}": value for name, value in zip(names, values)}
@@ -442,7 +442,7 @@ def state_of(connection: Any, world: World) -> State:
 
 
 def differences(found: State, expected: State) -> list[str]:
-    """Where they differ, in words."""
+    """The differences, as text."""
     return [
         f"{name} is {_short(found.get(name))}, in a fresh session {_short(expected.get(name))}"
         for name in sorted({*found, *expected})
@@ -478,8 +478,8 @@ def run_statement(connection: Any, step: Step, text: str, left: list[Any]) -> No
             _read_all(cursor)
 
 
-# How a connection is returned. All of these get the game, call `game.work` with what they have borrowed, and
-# `game.leave` when all is done but the return.
+# How a connection is returned. Each function gets the game, calls `game.work` with the borrowed connection, and
+# `game.leave` just before the return.
 
 
 def _close(game: Game) -> None:
@@ -731,7 +731,7 @@ FIRSTS: dict[str, tuple[Callable[[Game, Any], None], bool]] = {
 }
 
 
-#: Those that do harm where the session is not clean.
+#: Those that do harm if the session is not clean.
 WRITING = ["INSERT", "executemany()", "INSERT, commit()", "begin()", "START TRANSACTION", "BEGIN with a comment"]
 
 
@@ -741,18 +741,18 @@ class Game:
     def __init__(self, world: World, trial: Trial, others: ThreadPoolExecutor, **options: Any) -> None:
         self.world = world
         self.trial = trial
-        #: Two threads beside this one.
+        #: Two additional threads.
         self.others = others
         self.connect_kwargs = connect_kwargs(world, trial)
         self.pool = ConnectionPool(trial.size, "fuzz", pre_create_num=0, **self.connect_kwargs, **options)
         self.round = trial.rounds[0]
         #: The cursors that the borrower has not closed.
         self.left: list[Any] = []
-        #: The next borrower's connection to come, if that stands in line.
+        #: The future of the next borrower's connection, if that borrower is already waiting.
         self.in_line: Future[Any] | None = None
-        #: Whether the borrower has done what PoolError may come of.
+        #: Whether the borrower has done something that may cause a PoolError.
         self.is_odd = False
-        #: Whether COMMIT may do less than it should, so that its borrower has to be told by an error, which it was.
+        #: Whether COMMIT may have done less than it should, and its borrower has got an error for it.
         self.is_vague = False
         #: Whether any borrower so far has prepared an XA transaction.
         self.has_prepared = False
@@ -762,7 +762,7 @@ class Game:
         self.tokens = 0
 
     def play(self) -> None:
-        """Play it; what is found is raised as Broken."""
+        """Play it. A finding is raised as Broken."""
         with self.pool, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the server's, and those of handles that are lost on purpose
             fresh = self.fresh()
@@ -777,9 +777,9 @@ class Game:
     # The borrower
 
     def borrow(self) -> None:
-        """Borrow, do all that the round says, and return."""
+        """Borrow, do everything in the round, and return."""
         self.is_odd = False
-        self.is_vague = self.has_prepared  # what a session that has yet to be closed has prepared looks written
+        self.is_vague = self.has_prepared  # what a session that is not closed yet has prepared looks written
         self.expected = []
         try:
             ENDINGS[self.round.ending](self)
@@ -804,7 +804,7 @@ class Game:
         return self.pool.get_connection(timeout=GENEROUS, retry_num=0)
 
     def work(self, connection: Any) -> None:
-        """Take the round's steps, as an application that goes on after any error."""
+        """Do the round's steps, like an application that goes on after any error."""
         for step in self.round.steps:
             self.is_odd = self.is_odd or step.text in ODD_CALLS
             self.is_vague = self.is_vague or self.is_odd or "xa " in step.text.lower()
@@ -823,7 +823,7 @@ class Game:
         self.world.wait_for(connection.thread_id())
 
     def leave(self, *, commits: bool) -> None:
-        """Look at the rows just before the return, and let the next borrower stand in line, if it is to."""
+        """Read the rows just before the return, and let the next borrower begin to wait, if it is to."""
         committed, written = self.world.committed(), self.world.written()
         self.expected = [written, committed] if commits else [committed]
         if self.round.slow:
@@ -836,7 +836,7 @@ class Game:
     # The next borrower
 
     def look(self, fresh: State) -> None:
-        """Borrow all there is, begin as the round says, and compare."""
+        """Borrow all connections, begin as the round says, and compare."""
         if not self.is_vague:
             del self.expected[1:]
         lent: list[Any] = []
@@ -861,14 +861,14 @@ class Game:
                 connection.close()
 
     def fresh(self) -> State:
-        """What a fresh session is."""
+        """The state of a new session."""
         key = self.world.key(self.trial)
         if key not in self.world.fresh:
             self.world.fresh[key] = fresh_state(self.world, self.connect_kwargs)
         return self.world.fresh[key]
 
     def look_at(self, connection: Any, first: str, fresh: State) -> None:
-        """Begin, then compare what is there with what is in a fresh session."""
+        """Begin, then compare the session with a new one."""
         state = attributes(connection)
         check(differences(state, {name: fresh[name] for name in state}))
         begin, may_open_transaction = FIRSTS[first]
@@ -878,7 +878,7 @@ class Game:
             raise Broken("the next borrower is in a transaction")
         connection.rollback()
         found = self.world.committed()
-        # What is prepared is written, but not committed yet.
+        # What is prepared is written, but not yet committed.
         is_between = self.has_prepared and self.expected[-1] <= found <= self.expected[0]
         if found not in self.expected and not is_between:
             more, less = sorted(found - self.expected[0]), sorted(self.expected[0] - found)
@@ -889,40 +889,40 @@ class Game:
         connection.rollback()
 
     def look_at_locks(self, sessions: set[int]) -> None:
-        """Nothing is locked; a session that was given up may take a moment to end."""
+        """Check that nothing is locked; a session that the pool has closed may take a moment to end."""
         deadline = time.monotonic() + PATIENCE
         while locks := self.world.locks():
             if time.monotonic() > deadline or any(holder in sessions for holder, _ in locks):
                 raise Broken(f"these are still locked: {[lock for _, lock in locks]}")
 
     def token(self) -> str:
-        """A word that no answer has had before."""
+        """A word that is in no earlier reply."""
         self.tokens += 1
         return f"token {self.tokens}"
 
     def row(self) -> int:
-        """A row that there has not been before: the borrower's have numbers above 0."""
+        """The number of a new row: the borrower's are above 0."""
         self.rows += 1
         return -self.rows
 
     def commits(self, *rows: int) -> None:
-        """These have been committed now."""
+        """Record that these rows are committed now."""
         self.expected = [expected.union(rows) for expected in self.expected]
 
     def expect(self, found: object, expected: object) -> None:
-        """The answer has to be the right one."""
+        """Check that the reply is the right one."""
         if found != expected:
             raise Broken(f"the next borrower's first answer is {found!r}, not {expected!r}")
 
 
 def check(lines: list[str]) -> None:
-    """There are no differences."""
+    """Check that there are no differences."""
     if lines:
         raise Broken("; ".join(lines))
 
 
 def connect_kwargs(world: World, trial: Trial) -> dict[str, Any]:
-    """What the trial's connections are made with."""
+    """The keywords of the trial's connections."""
     end = world.proxy if trial.is_slow else world.server
     return {
         "host": end.host,
@@ -938,7 +938,7 @@ def connect_kwargs(world: World, trial: Trial) -> dict[str, Any]:
 
 
 def fresh_state(world: World, kwargs: dict[str, Any]) -> State:
-    """What sessions are that no pool has ever had, and the first of a pool's."""
+    """The states of sessions without a pool, and of the first session of a pool."""
     states = []
     for _ in range(2):
         with pymysql.connect(**kwargs) as connection:
@@ -972,7 +972,7 @@ class Fuzzer:
         return make_trial(seed, self.world.settings, on_mariadb=self.world.on_mariadb)
 
     def finding(self, trial: Trial) -> str | None:
-        """Play the trial, and return what is found, if anything is."""
+        """Play the trial, and return the finding, if there is one."""
         try:
             Game(self.world, trial, self.others, **self.options).play()
         except Broken as found:
@@ -983,7 +983,7 @@ class Fuzzer:
         return None
 
     def look_at_the_server(self, trial: Trial) -> None:
-        """What is compared with must still be right: somebody may have set a global variable."""
+        """Check that the reference for comparisons is still valid: somebody may have set a global variable."""
         before = self.world.fresh.get(self.world.key(trial))
         if before is None:
             return
@@ -992,7 +992,7 @@ class Fuzzer:
             raise SystemExit(f"the server is not what it was, so nothing can be compared: {lines}")
 
     def clean_up(self) -> None:
-        """Bring all back to what it was; into a new schema where the last one is locked for good."""
+        """Restore everything; in a new schema if the last one is locked forever."""
         try:
             self.world.clean_up()
         except (Broken, pymysql.Error):
@@ -1013,7 +1013,7 @@ class Fuzzer:
         return None
 
     def reduced(self, trial: Trial, seconds: float) -> tuple[Trial, str]:
-        """The simplest trial that still finds something, and what it finds; as far as it gets in this time."""
+        """The simplest trial found in this time that still has a finding, and the finding."""
         deadline = time.monotonic() + seconds
         found = None
         for _ in range(10):
@@ -1033,7 +1033,7 @@ class Fuzzer:
 
 
 def simpler(trial: Trial) -> Iterator[Trial]:
-    """The trials that are simpler by one thing, those that are simpler by much first."""
+    """The trials that are simpler in one respect, the much simpler ones first."""
     for number in range(len(trial.rounds)):
         if len(trial.rounds) > 1:
             yield replace(trial, rounds=trial.rounds[:number] + trial.rounds[number + 1 :])
@@ -1050,7 +1050,7 @@ def simpler(trial: Trial) -> Iterator[Trial]:
 
 
 def simpler_rounds(one: Round) -> Iterator[Round]:
-    """The same of a round."""
+    """The same for a round."""
     yield from with_fewer_steps(one)
     if one.in_line:
         yield replace(one, in_line=False)
@@ -1065,7 +1065,7 @@ def simpler_rounds(one: Round) -> Iterator[Round]:
 
 
 def with_fewer_steps(one: Round) -> Iterator[Round]:
-    """The same with fewer steps, or with plainer ones."""
+    """The same with fewer or simpler steps."""
     for size in (len(one.steps) // 2, 1):
         for start in range(0, len(one.steps), size) if size else ():
             yield replace(one, steps=one.steps[:start] + one.steps[start + size :])

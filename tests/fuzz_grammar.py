@@ -1,4 +1,4 @@
-"""What the fuzzer's borrowers may do: the schema that they find, and a grammar of statements and calls on it."""
+"""What the fuzzer's borrowers may do: the schema, and a grammar of statements and calls that use it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VARIABLES = ["v1", "v2", "v3"]
 LOCKS = ["fuzz_1", "fuzz_2"]
 PREPARED = ["p1", "p2"]
 TEMPORARY = ["tmp1", "tmp2", "t1"]
-#: What a session with these seeds gives first.
+#: The first random number of a session with these seeds.
 SEEDS, FIRST_OF_SEEDS = "rand_seed1 = 1, rand_seed2 = 2", 4.656612877414201e-09
 
 
@@ -99,7 +99,7 @@ def schema(*, on_mariadb: bool) -> list[str]:
     statements = [f"create table {name} {columns}" for name, columns in TABLES.items()]
     for effect, body in EFFECTS.items():
         statements += [
-            # Rows enough for a long run: to put them back would run the triggers.
+            # Enough rows for a long run: restoring them would run the triggers.
             f"insert into g_{effect} (b) values {', '.join(['(1)'] * 1000)}",
             f"create function f_{effect}() returns int {kind} begin {body}; return 1; end",
             f"create procedure p_{effect}() sql security invoker {body}",
@@ -118,7 +118,7 @@ def schema(*, on_mariadb: bool) -> list[str]:
     return statements
 
 
-#: What brings the rows back to what they were.
+#: The statements that restore the rows.
 CLEAN_UP = [
     "delete from ledger",
     "insert into ledger values (1, 'first')",
@@ -730,7 +730,7 @@ def _read_in_vain(connection: Any) -> None:
 
 
 def _read_next(connection: Any) -> None:
-    if connection._result is not None and connection._result.has_next:  # else PyMySQL waits for what does not come
+    if connection._result is not None and connection._result.has_next:  # else PyMySQL waits forever
         connection.next_result()
 
 
@@ -826,7 +826,7 @@ class Step:
 
     how: str
     text: str
-    #: The statement without what was put around it.
+    #: The statement without decorations.
     plain: str = ""
 
     def __str__(self) -> str:
@@ -835,7 +835,7 @@ class Step:
 
 
 class Grammar:
-    """Makes statements at random. `settings` are the names of the server's variables."""
+    """Generates random statements. `settings` are the names of the server's variables."""
 
     def __init__(self, chance: random.Random, settings: list[str], *, on_mariadb: bool) -> None:
         self.chance = chance
@@ -877,7 +877,7 @@ class Grammar:
             statement += chance.choice(_BEHIND)
         return statement
 
-    # What stands for the names in braces
+    # Replacements for the names in braces
 
     def n(self) -> str:
         """A small number."""
@@ -905,11 +905,11 @@ class Grammar:
         return self.chance.choice(["t1", "t1", "`t1`", "t2", "block_list", "clocks", f"{NAME}.t1"])
 
     def ledger(self) -> str:
-        """The table that is watched."""
+        """The table whose rows are checked."""
         return self.chance.choice(["ledger", f"{NAME}.ledger", f"`{NAME}`.`ledger`"])
 
     def effect(self) -> str:
-        """What code in the server does."""
+        """The effect of code in the server."""
         return self.chance.choice([*EFFECTS])
 
     def f(self) -> str:
@@ -961,15 +961,15 @@ class Grammar:
         return OTHER
 
     def errno(self) -> str:
-        """An error's number that means more than itself."""
+        """The number of an error that the pool treats specially."""
         return str(self.chance.choice([1047, 1053, 1062, 1205, 1213, 1290, 1317, 1927, 2006, 2013, 3024, 4031]))
 
     def thread(self) -> str:
-        """A thread of the server's that is not there."""
+        """The id of a server thread that does not exist."""
         return "999999"
 
     def setting(self) -> str:
-        """Any variable of the server's."""
+        """Any variable of the server."""
         return self.chance.choice(self.settings)
 
     def value(self) -> str:
@@ -1036,7 +1036,7 @@ def _upper(word: str) -> str:
     return word.upper() if word in _KEYWORDS else word
 
 
-# What pools are made with, besides where the server is
+# The pools' arguments, besides the server's address
 
 VARIATIONS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -1,11 +1,11 @@
-"""Many threads transfer money over a few connections while all goes wrong that can: `tests/soak.py [--seconds 60]`.
+"""Many threads transfer money over a few connections while everything goes wrong: `tests/soak.py [--seconds 60]`.
 
-The promises are watched throughout: no two threads on one session, nothing of one borrower's seen by the next, the sum
-of the money, never more than `maxsize` sessions, and in the end all places back. Any that is broken is printed, and
-makes the exit status 1.
+The promises are checked throughout: no two threads on one session, nothing of one borrower visible to the next, the sum
+of the money, never more than `maxsize` sessions, and all places back at the end. A broken promise is printed, and makes
+the exit status 1.
 
-Sessions and queries are killed; a signal strikes the main thread every 0.7 ms; the collector runs at every tenth object
-and ends generators and runs finalizers and callbacks, wherever it strikes; and all of these use the pool.
+Sessions and queries are killed; the main thread gets a signal every 0.7 ms; the collector runs at every tenth object,
+where it ends generators and runs finalizers and callbacks; and all of these use the pool.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 ACCOUNTS, MONEY = 8, 1000
 NAME = "pymysqlpool_soak"
 
-# What a borrower may meet when its session or its query is killed, or when two transfers are in each other's way.
+# The errors that a borrower may get when its session or query is killed, or when two transfers conflict.
 FATE = {0, 1053, 1205, 1213, 1317, 1927, 2006, 2013, 4031}
 
-# What an application may raise in a block, made afresh each time: an exception keeps the frames that it has passed.
+# What an application may raise in a block, created anew each time: an exception keeps the frames that it has passed.
 FAILURES: list[Callable[[], BaseException]] = [
     lambda: ValueError("the application's own"),
     KeyboardInterrupt,
@@ -60,7 +60,7 @@ FAILURES: list[Callable[[], BaseException]] = [
     lambda: OperationalError(2013, "as if"),
 ]
 
-# How often a signal strikes, in seconds, and how many deeds of a thread may be one inside the other.
+# The interval between two signals, in seconds, and how many actions of a thread may be nested in each other.
 EVERY, DEPTH = 0.0007, 3
 
 
@@ -69,7 +69,7 @@ class Broken(AssertionError):
 
 
 class Cycle:
-    """What only the collector finds."""
+    """A reference cycle, which only the collector frees."""
 
     kept: Any = None
 
@@ -78,7 +78,7 @@ class Cycle:
 
 
 class Finalized(Cycle):
-    """What does something when the collector finds it."""
+    """An object in a cycle that does something when the collector finalizes it."""
 
     def __init__(self, deed: Callable[[], object]) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Finalized(Cycle):
 
 
 class Soak:
-    """The bank, its pool, and what is watched."""
+    """The bank, its pool, and what is checked."""
 
     def __init__(self, server: Server, seed: int, threads: int, maxsize: int) -> None:
         self.seed = seed
@@ -121,7 +121,7 @@ class Soak:
         self.threads = [threading.Thread(target=self.work, args=(n,), name=f"clerk {n}") for n in range(threads)]
 
     def found_bank(self) -> None:
-        """Make the schema, the user that only the pool has, and the money."""
+        """Create the schema, a user for the pool alone, and the money."""
         with self.admin.cursor() as cursor:
             cursor.execute(f"drop database if exists {NAME}")
             cursor.execute(f"drop user if exists {NAME}@'%'")
@@ -131,20 +131,20 @@ class Soak:
             cursor.execute(f"create table {NAME}.accounts (id int primary key, balance bigint) engine=innodb")
             cursor.executemany(f"insert into {NAME}.accounts values (%s, %s)", [(n, MONEY) for n in range(ACCOUNTS)])
 
-    # Watching
+    # Checks
 
     def report(self, text: str) -> None:
-        """Note that a promise was broken."""
+        """Record that a promise was broken."""
         self.broken.append(text)
         print(f"BROKEN: {text}", flush=True)
 
     @contextmanager
     def borrowed(self, connection: Any) -> Iterator[Any]:
-        """The time in which this thread alone may be on the session, begun with a look at what it finds there."""
+        """Check what the session is like at the start, and that no other thread uses it during the block."""
         with connection.cursor() as cursor:
             cursor.execute("select connection_id(), @owner")
             session, owner = cursor.fetchone()
-            # A signal handler and a finalizer are others than the thread in which they strike.
+            # A signal handler and a finalizer count as users other than the thread that they interrupt.
             me = f"{threading.current_thread().name} {next(self.numbers)}"
             user = self.in_use.setdefault(session, me)
             if user != me:
@@ -158,7 +158,7 @@ class Soak:
                 del self.in_use[session]
 
     def sum_up(self, connection: Any) -> None:
-        """The money is all there, in one snapshot."""
+        """Check that no money is missing, in one snapshot."""
         with connection.cursor() as cursor:
             cursor.execute("select sum(balance), count(*) from accounts")
             found = cursor.fetchone()
@@ -166,7 +166,7 @@ class Soak:
             raise Broken(f"the sum is {found}")
 
     def processes(self) -> list[Any]:
-        """What the server tells of the sessions of the pool's user."""
+        """The server's process list for the pool's user."""
         with self.admin.cursor() as cursor:
             cursor.execute("show processlist")
             return [row for row in cursor.fetchall() if row[1] == NAME]
@@ -176,7 +176,7 @@ class Soak:
         return [row[0] for row in self.processes()]
 
     def check_bound(self) -> None:
-        """There are no more sessions than places, but for those that the server is still taking down."""
+        """Check that there are no more sessions than places, except those that the server is still closing."""
         if self.pool.total_num > self.pool.maxsize:
             self.report(f"the pool has {self.pool.total_num} connections")
         deadline = time.monotonic() + 5
@@ -191,13 +191,13 @@ class Soak:
     # What the threads do
 
     def work(self, number: int) -> None:
-        """Do one thing after the other, chosen at random."""
+        """Do random actions, one after the other."""
         chance = random.Random(f"{self.seed} {number}")  # noqa: S311  no secret
         while not self.over.is_set():
             self.do(chance.choice(self.deeds()), chance)
 
     def deeds(self) -> list[Callable[[random.Random], None]]:
-        """What a thread may do."""
+        """The actions of a thread."""
         return [
             *[self.transfer] * 6,
             self.fail_in_a_block,
@@ -218,7 +218,7 @@ class Soak:
         ]
 
     def do(self, deed: Callable[[random.Random], None], chance: random.Random, kind: str = "") -> None:
-        """Do it, and judge what comes of it."""
+        """Do it, and check the error, if it raises one."""
         thread = threading.get_ident()
         if self.depth[thread] >= DEPTH:
             return
@@ -233,7 +233,7 @@ class Soak:
                 self.report(f"{kind} {deed.__name__}: {error!r}")
                 traceback.print_exc()
             self.counts["struck by fate"] += 1
-        except BaseException as error:  # noqa: BLE001  whatever it is, it should not be
+        except BaseException as error:  # noqa: BLE001  any other error is a finding
             self.report(f"{kind} {deed.__name__}: {error!r}")
             traceback.print_exc()
         finally:
@@ -250,7 +250,7 @@ class Soak:
             cursor.execute("update accounts set balance = balance + %s where id = %s", (amount, taker))
 
     def transfer(self, chance: random.Random) -> None:
-        """Do what a bank does."""
+        """Transfer money in a block."""
         with self.pool.connection() as connection, self.borrowed(connection):
             self.move(connection, chance)
 
@@ -260,7 +260,7 @@ class Soak:
             self.sum_up(cur.connection)
 
     def fail_in_a_block(self, chance: random.Random) -> None:
-        """Raise anything after half a transfer: it must come out, and nothing else."""
+        """Raise an exception after half a transfer: that exception and no other must be raised."""
         failure = chance.choice(FAILURES)()
         failed = False
         try:
@@ -275,7 +275,7 @@ class Soak:
                 raise
 
     def close_without_commit(self, _: random.Random) -> None:
-        """Leave half a transfer to the pool, which has to undo it."""
+        """Return half a transfer, which the pool has to roll back."""
         connection = self.pool.get_connection()
         try:
             with self.borrowed(connection):
@@ -284,7 +284,7 @@ class Soak:
             connection.close()
 
     def close_twice(self, chance: random.Random) -> None:
-        """Close, and close again, also while another thread may have the session already."""
+        """Close twice, the second time while another thread may already have the session."""
         connection = self.pool.get_connection()
         try:
             with self.borrowed(connection):
@@ -309,7 +309,7 @@ class Soak:
             raise Broken("a returned handle was used")
 
     def lose(self, chance: random.Random) -> None:
-        """Forget a connection in the middle of a transfer, at times in a cycle that only the collector finds."""
+        """Drop a connection in the middle of a transfer, sometimes in a reference cycle."""
         connection = self.pool.get_connection()
         with self.borrowed(connection):
             if chance.random() < 0.5:
@@ -329,7 +329,7 @@ class Soak:
             connection.close()
 
     def ask_for_too_long(self, chance: random.Random) -> None:
-        """Wait for an answer no longer than a moment."""
+        """Wait only briefly for a reply."""
         connection = self.pool.get_connection()
         try:
             with self.borrowed(connection):
@@ -340,7 +340,7 @@ class Soak:
             connection.close()
 
     def be_impatient(self, chance: random.Random) -> None:
-        """Wait in the line for a moment only."""
+        """Wait only briefly for a connection."""
         with self.pool.connection(timeout=chance.choice([0, 0.001, 0.01])) as connection, self.borrowed(connection):
             time.sleep(chance.random() / 50)
 
@@ -350,7 +350,7 @@ class Soak:
         """A transfer in two halves, in a block of its own or on a handle that all share."""
         giver, taker = chance.sample(range(ACCOUNTS), 2)
         writes_early = chance.random() < 0.1
-        # What strikes in a block on the shared handle would join it.
+        # An interruption in a block on the shared handle would join that block.
         may_share = self.shared is not None and self.depth[threading.get_ident()] == 1
         handle = self.shared if may_share and chance.random() < 0.5 else self.pool.get_connection()
         with handle as cur, self.borrowed(cur.connection):
@@ -362,12 +362,12 @@ class Soak:
             cur.execute("update accounts set balance = balance + 1 where id = %s", (taker,))
 
     def break_out_of_a_generator(self, chance: random.Random) -> None:
-        """End a block by an ordinary `break`."""
+        """End a block by a `break` out of its generator."""
         for _ in self.halve(chance):
             break
 
     def begin_a_generator(self, chance: random.Random) -> None:
-        """Do the first half, and leave the other to another thread, or to nobody."""
+        """Do the first half, and leave the second to another thread, or undone."""
         if self.shared is None:
             self.shared = self.pool.get_connection()
             self.shared.close()
@@ -395,7 +395,7 @@ class Soak:
                 half.throw(ValueError("the application's own"))
 
     def leave_to_a_finalizer(self, chance: random.Random) -> None:
-        """Let the collector return a connection, at times with half a transfer, and do something else."""
+        """Let a finalizer return a connection, sometimes with half a transfer, and do something else."""
         connection = self.pool.get_connection()
         with self.borrowed(connection):
             if chance.random() < 0.5:
@@ -412,31 +412,31 @@ class Soak:
         self.callbacks = [*self.callbacks[-20:], weakref.ref(Cycle(), lambda _: self.strike("by a callback"))]
 
     def strike(self, kind: str) -> None:
-        """Do something in the middle of anything else, which may be as much as a thread does."""
+        """Do any action of a thread, in the middle of another one."""
         chance = self.strikes
         deed = chance.choice([self.be_impatient, self.look, self.look, self.use_stale])
         self.do(chance.choice(self.deeds()) if chance.random() < 0.1 else deed, chance, kind)
 
     def look(self, _: random.Random) -> None:
-        """Ask the pool what there is to ask."""
+        """Read the pool's state and statistics."""
         repr(self.pool)
         if self.pool.size() > self.pool.maxsize or self.pool.available_num > self.pool.maxsize:
             raise Broken(repr(self.pool))
 
     def on_signal(self, *_: object) -> None:
-        """Strike the main thread, and let the next one strike."""
+        """Do an action in the main thread, and schedule the next signal."""
         self.strike("by a signal")
         if not self.over.is_set():
             signal.setitimer(signal.ITIMER_REAL, EVERY)
 
     def on_unraisable(self, what: Any) -> None:
-        """Nothing is to be raised where nobody hears of it."""
+        """Record an exception that was raised where nobody can catch it."""
         self.report(f"in {what.object!r}: {what.exc_value!r}")
         traceback.print_exception(what.exc_type, what.exc_value, what.exc_traceback)
 
     @contextmanager
     def struck_everywhere(self) -> Iterator[None]:
-        """Let signals and the collector strike."""
+        """Turn the signals and frequent collections on for a block."""
         gc.set_threshold(10, 2, 2)
         sys.unraisablehook = self.on_unraisable
         if hasattr(signal, "setitimer"):
@@ -450,10 +450,10 @@ class Soak:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             gc.set_threshold(700, 10, 10)
 
-    # What happens to them
+    # Faults
 
     def torment(self) -> None:
-        """Be their fate, and look at the bound, which holds all the same."""
+        """Kill sessions and queries, and check that there are never too many sessions."""
         chance = random.Random(f"{self.seed} fate")  # noqa: S311
         while not self.over.wait(0.02):
             sessions = self.sessions()
@@ -468,7 +468,7 @@ class Soak:
             self.check_bound()
 
     def run(self, seconds: float) -> bool:
-        """Let all go on for so long, look that nothing is lost, and return whether all promises were kept."""
+        """Run everything for so long, check that nothing is lost, and return whether all promises were kept."""
         chance = random.Random(self.seed)  # noqa: S311
         started = shown = time.monotonic()
         self.threads.append(threading.Thread(target=self.torment, name="fate"))
@@ -477,7 +477,7 @@ class Soak:
             for thread in self.threads:
                 thread.start()
             while (now := time.monotonic()) < started + seconds and not self.broken:
-                self.do(chance.choice(self.deeds()), chance)  # for the signals that strike here
+                self.do(chance.choice(self.deeds()), chance)  # for the signals that are handled here
                 if now >= shown + 5:
                     shown = now
                     print(f"{now - started:4.0f} s  {sum(self.counts.values())} done  {self.pool!r}", flush=True)
@@ -492,11 +492,11 @@ class Soak:
         return not self.broken
 
     def look_at_the_end(self) -> None:
-        """All places are back, all money is there, and `close()` leaves nothing behind."""
+        """Check that all places are back, no money is missing, and `close()` leaves no session behind."""
         for kept in self.stale, self.halves, self.callbacks:
             kept.clear()
         gc.collect()
-        gc.collect()  # what finalizers have left
+        gc.collect()  # what finalizers have left behind
         if (size := self.pool.size()) != self.pool.maxsize:
             out = [loan.as_data() for loan in self.pool._pool.borrows()]
             self.report(f"of {self.pool.maxsize} places {size} are back, out are {out}")

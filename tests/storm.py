@@ -1,8 +1,8 @@
-"""KILL QUERY strikes a pool's sessions all the time while threads transfer money: `tests/storm.py [--cycles 10000]`.
+"""KILL QUERY hits a pool's sessions constantly while threads transfer money: `tests/storm.py [--cycles 10000]`.
 
-No reset and no ROLLBACK is sure to succeed then. Each transaction leaves a row of its own, so it can be told in the end
-whether one was committed that had been rolled back, or lost that had been confirmed. Any such row is printed, and makes
-the exit status 1.
+Then any reset and any ROLLBACK may fail. Each transaction inserts a row of its own, so the end shows whether one was
+committed that had been rolled back, or lost that had been confirmed. Any such row is printed, and makes the exit status
+1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ACCOUNTS, MONEY = 8, 1000
 
-#: How often each session is struck before the storm looks which sessions there are.
+#: How many KILL QUERY each session gets before the list of sessions is read again.
 STRIKES = 50
 
 #: Query interrupted, deadlock, lock wait timeout, and a connection that was lost because a reply was an error.
@@ -38,7 +38,7 @@ FATE = {1317, 1213, 1205, 2006, 2013}
 
 
 class CountingPool(ConnectionPool):
-    """A pool that counts how often what it had sent itself was struck."""
+    """A pool that counts how often its own commands were killed."""
 
     struck = 0
 
@@ -48,11 +48,11 @@ class CountingPool(ConnectionPool):
 
 
 class Undone(Exception):
-    """The application's own failure."""
+    """An exception of the application."""
 
 
 class Storm:
-    """The bank, its pool, and the storm over it."""
+    """The bank, its pool, and the storm of KILL QUERY."""
 
     def __init__(self, connect_kwargs: dict[str, Any], database: str, threads: int = 6, maxsize: int = 4) -> None:
         self._connect_kwargs = connect_kwargs
@@ -66,7 +66,7 @@ class Storm:
         )
         self.broken: list[str] = []
         self.counts: Counter[str] = Counter()
-        #: The transactions of which the end is known: they are to be in the table, or never.
+        #: The transactions with a known outcome: whose rows must be in the table, and whose must not.
         self.confirmed: set[int] = set()
         self.undone: set[int] = set()
         self._threads = threads
@@ -95,7 +95,7 @@ class Storm:
         ]
         for number in numbers:
             deed = chance.choice(deeds)
-            self.undone.add(number)  # until it is told otherwise
+            self.undone.add(number)  # until it is known to be otherwise
             try:
                 deed(number, chance)
                 self.counts[deed.__name__.strip("_")] += 1
@@ -103,7 +103,7 @@ class Storm:
                 self.counts[f"error {error.args[0]}"] += 1
                 if error.args[0] not in FATE:
                     self.broken.append(f"{deed.__name__}: {error!r}")
-            except BaseException as error:  # noqa: BLE001  whatever it is, it should not be
+            except BaseException as error:  # noqa: BLE001  any other error is a finding
                 traceback.print_exc()
                 self.broken.append(f"{deed.__name__}: {error!r}")
 
@@ -121,7 +121,7 @@ class Storm:
             cursor.execute(step)
 
     def _has_ended(self, number: int) -> None:
-        """COMMIT is on its way: what comes of it is known when it is answered, else never."""
+        """Record that COMMIT was sent: its outcome is known only if the reply comes."""
         self.undone.discard(number)
 
     def _transfer(self, number: int, chance: random.Random) -> None:
@@ -175,10 +175,10 @@ class Storm:
         if found != (ACCOUNTS * MONEY, None):
             self.broken.append(f"the sum, and another's variable: {found}")
 
-    # What strikes them
+    # The storm
 
     def _strike(self) -> None:
-        """Strike as fast as the server can: many at a time in one text, as this process has other things to do."""
+        """Send KILL QUERY as fast as the server takes it: many in one text, as this process has other things to do."""
         database = self._admin.db.decode()
         several = {"client_flag": CLIENT.MULTI_STATEMENTS, "autocommit": True, "ssl_disabled": True}
         with pymysql.connect(**self._connect_kwargs, **several) as killer:
@@ -187,13 +187,13 @@ class Storm:
             while not self._over.is_set():
                 cursor.execute("select id from information_schema.processlist where db = %s", (database,))
                 strikes = [f"kill query {session}" for (session,) in cursor.fetchall() if session not in own]
-                with suppress(pymysql.Error):  # one has ended meanwhile
+                with suppress(pymysql.Error):  # one has ended in the meantime
                     cursor.execute(";".join(["do 0", *strikes * STRIKES]))
                     while cursor.nextset():
                         self.counts["strikes"] += 1
 
     def run(self, cycles: int, seed: int) -> None:
-        """Do so many cycles in the storm, then look what has become of each transaction. `broken` has what is wrong."""
+        """Do so many cycles in the storm, then check the outcome of each transaction. `broken` lists what is wrong."""
         share = cycles // self._threads + 1
         workers = [
             threading.Thread(target=self._work, args=(range(n * share + 1, (n + 1) * share + 1), f"{seed} {n}"))
@@ -217,7 +217,7 @@ class Storm:
 
     def _look(self) -> None:
         found = dict(self._ask("select id, fate from transfers"))
-        # What was on its way when the pool was closed is rolled back by the server when it gets round to it.
+        # What was in progress when the pool was closed is rolled back by the server a little later.
         self.broken += [f"rolled back, and committed: {number} ({found[number]})" for number in self.undone & {*found}]
         self.broken += [f"confirmed, and not there: {number}" for number in self.confirmed - {*found}]
         [(total,)] = self._ask("select cast(sum(balance) as signed) from accounts")

@@ -19,7 +19,7 @@ CYCLES = 20
 
 
 class Counter:
-    """Stands between clients and a server, and counts the commands that pass."""
+    """A proxy that counts the commands."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = host, port
@@ -28,7 +28,7 @@ class Counter:
 
     @contextmanager
     def running(self) -> Iterator[Counter]:
-        """Pass on what comes, in a thread of its own."""
+        """Pass on the data, in a thread of its own."""
         loop = asyncio.new_event_loop()
         threading.Thread(target=loop.run_forever, daemon=True).start()
         listener = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, "127.0.0.1"), loop).result()

@@ -1,4 +1,4 @@
-"""What the measures share: where the servers are, what a figure is, and rounds that alternate."""
+"""What the measures share: the servers' addresses, figures, and alternating rounds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Setting:
     quick: bool
 
     def rounds(self, count: int) -> int:
-        """How many of `count` rounds there is time for."""
+        """The number of rounds, of `count`, that there is time for."""
         return max(3, count // 4) if self.quick else count
 
 
@@ -53,7 +53,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measure:
-    """Some figures and the function that finds them for one pool, in a process of its own."""
+    """Some figures, and the function that measures them for one pool, in a process of its own."""
 
     run: Callable[[type[Pool], Setting], dict[str, float]]
     figures: list[Figure]
@@ -64,7 +64,7 @@ class Measure:
 def ratio(first: Callable[[], float], second: Callable[[], float], rounds: int) -> float:
     """The median of first / second within one round. They take turns in who begins, after a round that does not count.
 
-    On a busy machine times come and go with the neighbours; what holds is the ratio of two that ran side by side.
+    On a busy machine times vary with the load; the ratio of two that ran side by side does not.
     """
     ratios = []
     for number in range(rounds + 1):
@@ -79,14 +79,14 @@ def ratio(first: Callable[[], float], second: Callable[[], float], rounds: int) 
 
 
 def seconds(work: Callable[..., Any], *args: Any) -> float:
-    """How long it takes by the clock."""
+    """The seconds that it takes, by the clock."""
     begin = time.perf_counter()
     work(*args)
     return time.perf_counter() - begin
 
 
 def cpu(work: Callable[..., Any], *args: Any) -> float:
-    """How much of the processor's time this process takes for it."""
+    """The processor time that this process takes for it."""
     begin = time.process_time()
     work(*args)
     return time.process_time() - begin

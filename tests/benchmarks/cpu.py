@@ -1,4 +1,4 @@
-"""The processor's time for {borrow, return}, with and without a SELECT between, and with many connections at rest."""
+"""The processor time for {borrow, return}, with and without a SELECT between, and with many idle connections."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def use_often(use: Callable[[Any], Any], raw: Any) -> None:
 def use_beside_raw(
     pool: Pool | ByHand, use: Callable[[Any], Any], raw: Any, use_raw: Callable[[Any], Any], rounds: int
 ) -> float:
-    """The cost of {borrow, use, return}, to that of the same use of a raw connection."""
+    """The cost of {borrow, use, return}, relative to the same use of a raw connection."""
     return ratio(
         partial(cpu, cycle_with_use_often, pool.borrow, use, pool.give_back),
         partial(cpu, use_often, use_raw, raw),

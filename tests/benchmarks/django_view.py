@@ -29,7 +29,7 @@ which makes it faster, but each thread needs a connection of its own.
 THREADS, SIZE = 16, 4
 SITE = str(Path(__file__).parent.parent / "frameworks")
 
-#: By name: the title, and what stands in DATABASES.
+#: By name: the title, and the settings in DATABASES.
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "pool": (f"pymysqlpool.django, a pool of {SIZE}", {"ENGINE": "pymysqlpool.django", "pool": {"size": SIZE}}),
     "fresh": ("Django, CONN_MAX_AGE=0", {"ENGINE": "django.db.backends.mysql"}),
@@ -45,7 +45,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Way:
-    """A process that serves the view in one of the ways, on data of its own, and makes rounds when it is told to."""
+    """A process that serves the view in one of the ways, with a schema of its own, and runs rounds on request."""
 
     def __init__(self, name: str, where: Setting) -> None:
         self.title, settings = WAYS[name]
@@ -67,7 +67,7 @@ class Way:
         self.works = self._answer() == "ready"
 
     def round(self, seconds: float) -> None:
-        """Let it make requests for so long, and look how many connections it has meanwhile."""
+        """Let it make requests for so long, and count its connections in the meantime."""
         assert self._process.stdin
         self._process.stdin.write(f"{seconds}\n")
         self._process.stdin.flush()
@@ -129,7 +129,7 @@ def measure(where: Setting) -> list[dict[str, Any]]:
 
 
 def holds(lines: list[dict[str, Any]]) -> bool:
-    """Whether ours is the fastest, with no more connections than its pool has."""
+    """Whether this package's backend is the fastest, with no more connections than its pool has."""
     best = max(lines, key=lambda line: float(line["requests_per_second"]))
     return best["way"] == "pool" and best["connections"] <= SIZE
 
@@ -151,7 +151,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def child(settings: dict[str, Any], connect_kwargs: dict[str, Any]) -> None:
-    """Serve requests from 16 threads, as a server's worker with as many does, for as many seconds as each line says."""
+    """Serve requests in 16 threads, like a server's worker, for as many seconds as each line of the input says."""
     settings["OPTIONS"] = {"ssl_disabled": True}
     if "pool" in settings:
         settings["OPTIONS"]["pool"] = settings.pop("pool")
@@ -178,7 +178,7 @@ def child(settings: dict[str, Any], connect_kwargs: dict[str, Any]) -> None:
 
 
 def race(executor: ThreadPoolExecutor, application: Any, seconds: float) -> list[int]:
-    """Let the threads make requests for so long, all from the same moment on, and return how many each has made."""
+    """Let the threads make requests for so long, all starting together, and return how many each has made."""
     ends_at = 0.0
 
     def begin() -> None:
@@ -199,7 +199,7 @@ def race(executor: ThreadPoolExecutor, application: Any, seconds: float) -> list
 
 
 def request(application: Any) -> None:
-    """One request, as a WSGI server makes it."""
+    """Make one request, as a WSGI server does."""
     environ = {
         "REQUEST_METHOD": "GET",
         "PATH_INFO": "/",

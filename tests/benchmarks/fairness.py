@@ -1,4 +1,4 @@
-"""More threads than connections: who waits how long, who starves, and what it costs."""
+"""More threads than connections: the waits, starving threads, and the cost."""
 
 from __future__ import annotations
 
