@@ -1,4 +1,8 @@
-"""The private parts of PyMySQL that this package uses. They are the same in all releases from 1.0.2 to 1.2.4."""
+"""The private parts of PyMySQL that this package uses.
+
+They are the same in all releases from 1.0.2 to 1.2.4, except that `collation` exists from 1.1 on, and
+`_current_timeout` from 1.2 on.
+"""
 
 from __future__ import annotations
 

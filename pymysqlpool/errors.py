@@ -18,7 +18,8 @@ class PoolError(Error):
 class GetConnectionFromPoolError(PoolError, OperationalError):
     """No connection became free in time.
 
-    `__cause__` is the server's last refusal to open a connection, if there was one.
+    `__cause__` is the last error in opening a connection, if none has been opened since. It is None if the borrower was
+    refused because of `max_waiting`.
     """
 
     #: The loans at that moment: dicts with `thread` (its name), `alive` (whether that thread still runs), `seconds`
