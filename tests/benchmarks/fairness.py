@@ -57,7 +57,7 @@ class Round:
 
 
 def turn_of(wait: Callable[[], Any], use: Callable[[Any], Any], give_back: Callable[[Any], Any]) -> Callable[[], float]:
-    """{borrow, use, return}, which tells how long the borrowing took."""
+    """{borrow, use, return}, as a function that returns how long the borrow took."""
 
     def turn() -> float:
         begin = time.perf_counter()

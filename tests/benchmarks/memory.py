@@ -56,7 +56,7 @@ def _growth(name: str, connect_kwargs: dict[str, Any]) -> int:
     process = psutil.Process()
     if name:
         importlib.import_module(PEERS[name].module)
-    first = pymysql.connect(**connect_kwargs)  # what it loads is nobody's; it stays, lest others reuse its memory
+    first = pymysql.connect(**connect_kwargs)  # not counted; kept so that its memory is not reused
     gc.collect()
     before: int = process.memory_info().rss
     if name:

@@ -1,4 +1,4 @@
-"""One adapter for each pool that is measured: how it is made, and how one borrows, selects and gives back."""
+"""One adapter for each pool that is measured: how to create it, borrow, query and return."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import operator
 import queue
 from typing import Any, Callable
 
-#: What is inserted into; `run.py` makes it.
+#: The table for INSERTs, which `run.py` creates.
 DATABASE = "pymysqlpool_benchmarks"
 INSERT = f"insert into {DATABASE}.t values (1)"
 
 
 class Unsupported(Exception):
-    """What is measured there is nothing that this pool can do."""
+    """The pool can't do what is measured."""
 
 
 def select(connection: Any) -> Any:
@@ -79,7 +79,7 @@ class Pool:
         raise NotImplementedError
 
     def read(self, sql: str) -> None:
-        """Run a query in the way in which one uses this pool."""
+        """Run a query in the usual way for this pool."""
         connection = self.borrow()
         execute(connection, sql)
         self.give_back(connection)
@@ -96,7 +96,7 @@ class Pool:
 
 
 class PyMySQLPool(Pool):
-    """Our own."""
+    """The pool of this package."""
 
     title = "pymysqlpool"
     module = "pymysqlpool"
@@ -115,7 +115,7 @@ class PyMySQLPool(Pool):
 
 
 class LifoQueue(Pool):
-    """No pool: raw connections in a `queue.LifoQueue`, with no care for anything. It is the floor."""
+    """No pool: raw connections in a `queue.LifoQueue`, and nothing else. It is the lower bound."""
 
     title = "bare LifoQueue"
     module = "queue"
@@ -135,7 +135,7 @@ class LifoQueue(Pool):
 
 
 class OldPyMySQLPool(Pool):
-    """The package that had our name before, and has our import name."""
+    """The older package of the same name, with the same import name."""
 
     title = "pymysql-pool 0.5.0"
     requirement = "pymysql-pool==0.5.0"
@@ -150,7 +150,7 @@ class OldPyMySQLPool(Pool):
         self.borrow = self.pool.get_connection
 
     def wait(self) -> Any:
-        """Take a connection, however often that has to be tried."""
+        """Take a connection, after as many tries as necessary."""
         while True:
             with contextlib.suppress(self._exhausted):
                 return self.borrow()
@@ -217,11 +217,11 @@ class MySQLConnector(Pool):
 
     @property
     def wait(self) -> Any:  # type: ignore[override]
-        """It has no line."""
+        """Not supported: it has no queue of waiters."""
         raise Unsupported("nobody can wait for a connection")
 
     def raw(self) -> Any:
-        """A plain PyMySQL connection, on a session of its own: the driver is another."""
+        """A plain PyMySQL connection, on a session of its own, as the driver is a different one."""
         return importlib.import_module("pymysql").connect(**self._connect_kwargs)
 
 

@@ -88,7 +88,7 @@ def write(
 
 
 def draw(path: Path, lines: list[dict[str, Any]], titles: dict[str, str]) -> None:
-    """Draw the figures that tell most."""
+    """Draw the most important figures."""
     import matplotlib as mpl  # noqa: PLC0415  a measuring process need not load it
 
     mpl.use("Agg")

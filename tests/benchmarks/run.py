@@ -62,7 +62,7 @@ FOLDER = Path(__file__).parent.parent.parent / ".github"
 
 @contextmanager
 def setting(*, quick: bool) -> Iterator[Setting]:
-    """Start the servers and the slow way to one of them."""
+    """Start the servers, and a proxy that makes one of them slow."""
     with running_server() as server, running_server(tls=True) as secure, Proxy(server.host, server.port) as proxy:
         proxy.delay = 0.001
         near = {**server.connect_kwargs, "ssl_disabled": True, "autocommit": True}
@@ -79,7 +79,7 @@ def setting(*, quick: bool) -> Iterator[Setting]:
 
 @contextmanager
 def installed_apart() -> Iterator[dict[str, str]]:
-    """Install those that have our import name in folders of their own, and yield these by the names of the peers."""
+    """Install the peers with our import name in separate folders, and yield the folders by the peers' names."""
     with tempfile.TemporaryDirectory() as folder:
         folders = {}
         for name, peer in PEERS.items():
@@ -118,7 +118,7 @@ def in_processes(measure: str, peer: str, where: Setting, folders: dict[str, str
 
 
 def child(measure: str, peer: str, where: str) -> None:
-    """Measure in this process, and end it without a word: what pools say when they go is no part of a figure."""
+    """Measure in this process, and exit at once: what pools do and print at exit is not part of a figure."""
     try:
         figures = MEASURES[measure].run(PEERS[peer], Setting(**json.loads(where)))
     except Unsupported:

@@ -34,7 +34,7 @@ class NotInstalled(Exception):
 
 
 def find(program: str) -> str:
-    """The path of a program, also where an ordinary user's PATH does not look."""
+    """The path of a program, even in folders outside an ordinary user's PATH."""
     found = shutil.which(program, path=_PATH)
     if found is None:
         raise NotInstalled(f"no {program} here: apt-get install -y mariadb-server galera-4 rsync haproxy")
@@ -42,7 +42,7 @@ def find(program: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many ports that nobody listens on."""
+    """So many ports on which nothing listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [sock.getsockname()[1] for sock in sockets]
     for sock in sockets:
@@ -133,13 +133,13 @@ class Node:
             time.sleep(0.1)
 
     def sees(self) -> int:
-        """How many nodes the cluster has, in its eyes."""
+        """The number of nodes that it sees in the cluster."""
         with suppress(pymysql.Error, OSError):
             return int(self.run("show status like 'wsrep_cluster_size'")[0][1])
         return 0
 
     def connect(self, **kwargs: Any) -> pymysql.connections.Connection[Any]:
-        """A connection of its administrator, past HAProxy."""
+        """Connect as its administrator, bypassing HAProxy."""
         return pymysql.connect(
             **{
                 "host": "127.0.0.1",
@@ -178,7 +178,7 @@ class Node:
 
     def is_synced(self) -> bool:
         """Whether it takes queries and is in step with the others, and is not read-only."""
-        # A table, as a node that rejects queries answers those that read none.
+        # It reads a table, because a node that rejects queries still answers those that read none.
         table = "select count(*) from mysql.plugin"
         look = "select variable_value, @@read_only from information_schema.global_status where variable_name = %s"
         try:
@@ -200,14 +200,14 @@ class Node:
         self.process.wait(60)
 
     def end(self) -> None:
-        """Kill it, where it runs."""
+        """Kill it, if it is running."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
 
 
 class HAProxy:
-    """HAProxy with one port for the pool and one for raw connections, so that it counts both apart."""
+    """HAProxy with one port for the pool and one for raw connections, so that it counts them separately."""
 
     def __init__(self, folder: Path, nodes: list[Node]) -> None:
         self._program = find("haproxy")
@@ -240,7 +240,7 @@ class HAProxy:
         return "\n".join(lines) + "\n"
 
     def start(self) -> None:
-        """Start it, in the place of the one that runs: a reload, which ends the old one's sessions a second later."""
+        """Start it in place of the running one: a reload, which ends the old one's sessions a second later."""
         before = self._processes[-1:]
         if before:
             self._count()
@@ -278,11 +278,11 @@ class HAProxy:
         return False
 
     def wait_until_up(self) -> None:
-        """Return when it sends clients to all nodes, in its eyes."""
+        """Return when it reports that it sends clients to all nodes."""
         self._wait_for("UP", "node")
 
     def wait_until_down(self, node: Node) -> None:
-        """Return when it sends clients to the other nodes only, in its eyes."""
+        """Return when it reports that it sends clients to the other nodes only."""
         self._wait_for("DOWN", node.name)
 
     def _wait_for(self, status: str, nodes: str) -> None:
@@ -315,12 +315,12 @@ class HAProxy:
 
 
 def _serve_check(node: Node) -> ThreadingHTTPServer:
-    """What HAProxy asks whether a node is to be used, as the usual `clustercheck` script does."""
+    """Serve HAProxy's checks whether a node may be used, as the usual `clustercheck` script does."""
 
     class Check(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             status = 200 if node.is_synced() else 503
-            with suppress(OSError):  # HAProxy asks no more
+            with suppress(OSError):  # HAProxy has closed the connection
                 self.send_response(status)
                 self.end_headers()
 

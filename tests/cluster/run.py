@@ -1,10 +1,10 @@
 """A pool in front of a cluster while its nodes fail: `tests/cluster/run.py [--write]`.
 
 Three Galera nodes stand behind HAProxy. Eight threads transfer money through a pool, each transfer with a key of its
-own, and one thread does the same on a raw connection beside them, while one fault comes after the other. The table
-tells the longest time without a commit of each. The exit status is 1 where the sum of the money is wrong, a confirmed
-transfer is not there or a refused one is, a place or a thread is missing, or the pool's gap is more than a second
-longer than the raw connection's.
+own, and one more thread does the same on a raw connection, while faults are caused one after the other. The table has
+the longest time without a commit of each. The exit status is 1 if the sum of the money is wrong, a confirmed transfer
+is missing or a refused one is there, a place or a thread is missing, or the pool's gap is more than a second longer
+than the raw connection's.
 
 Afterwards the recipe that tries a unit of work again runs while sessions are cut and the writer is killed, and a pool's
 sessions move back to the writer within `con_lifetime`. The exit status is 1 also if a transfer was done twice or not at
