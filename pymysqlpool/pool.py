@@ -505,13 +505,15 @@ class ConnectionPool(Generic[Connection_co]):
         session = place.session
         if not handle._detach_session(session) or session is None:  # lost, or in the middle of a reply
             connection = self._recreate(place, "broken", Session.abandon)
-        elif now >= session.expires_at or ((left := handle._left_in_session) and self._is_beyond_reset(session, left)):
+        elif now >= session.expires_at or (
+            handle._left_in_session and self._is_beyond_reset(session, handle._left_in_session)
+        ):
             reason = "exception" if handle._left_in_session == BROKEN else _why_expired(session, now) or "reset"
             connection = self._recreate(place, reason, Session.quit)
         else:
             session.idle_since = now
             session.check_at = now + self._ping_after
-            if left or handle._may_be_in_transaction:
+            if handle._left_in_session or handle._may_be_in_transaction:
                 connection = self._reuse(place, session, handle, error)
             else:
                 connection = self._template.successor(place, handle._current_timeout)
