@@ -161,7 +161,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
             level = f"SET SESSION TRANSACTION ISOLATION LEVEL {self.isolation_level.upper()}"
             if params.get("init_command"):
                 params["client_flag"] |= base.CLIENT.MULTI_STATEMENTS
-                level = f"{params['init_command']}; {level}"
+                # It may end with a semicolon, or with a comment, which the line break ends.
+                level = params["init_command"].rstrip("; \t\r\n") + f"\n; {level}"
             params["init_command"] = level
         return params
 

@@ -137,6 +137,21 @@ def test_the_isolation_level_is_the_settings(level: str | None, site: Site, admi
     assert connection.isolation_level == level
 
 
+@pytest.mark.parametrize("end", [";", " ; ", "; set @y = 8;", " # a comment", " -- a comment"])
+def test_an_init_command_may_end_as_any_statement_may(end: str, site: Site) -> None:
+    """After a semicolon or a comment too the isolation level is set, as it is by Django's own backend."""
+    site(OPTIONS={"init_command": f"set @x = 7{end}", "pool": {"size": 1}})
+    for _ in range(2):
+        with connection.cursor() as cursor:
+            cursor.execute("show session variables where variable_name in ('tx_isolation', 'transaction_isolation')")
+            assert cursor.fetchall()[-1][1] == "READ-COMMITTED"
+            cursor.execute("select @x")
+            assert cursor.fetchone() == (7,)
+            cursor.execute("set @x = 8")
+        connection.close()
+    assert connection.pool.stats().opened == 1
+
+
 def variables(admin: Admin) -> Any:
     with admin.cursor() as cursor:
         cursor.execute("show global variables")
