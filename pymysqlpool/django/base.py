@@ -17,6 +17,7 @@ from django.utils.asyncio import async_unsafe
 from django.utils.functional import cached_property
 from pymysql.converters import conversions
 
+from pymysqlpool.errors import PoolClosedError
 from pymysqlpool.pool import ConnectionPool
 
 from . import stand_in  # noqa: F401  must come before Django's own backend, which imports MySQLdb
@@ -122,7 +123,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         if options is None:
             return None
         current = self._pools.get(self.alias)
-        if current is not None and current.made_with == (options, connect_kwargs):
+        if current is not None and current.made_with == (options, connect_kwargs) and not current._pool.closed:
             return current
         self._check(options)
         pool = AliasPool(self.alias, options.copy(), connect_kwargs)
@@ -172,12 +173,18 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
         Raises `GetConnectionFromPoolError`, an OperationalError, if none becomes free within the pool's `timeout`.
         """
-        pool = self._pool_with(conn_params)
-        if pool is None:
-            return pymysql.connect(**conn_params)
-        connection = pool.get_connection(pool.timeout, 0, pre_ping=self.settings_dict["CONN_HEALTH_CHECKS"])
-        connection._place.loan.is_for(_first_user_frame(_getframe()))
-        return connection
+        while True:
+            pool = self._pool_with(conn_params)
+            if pool is None:
+                return pymysql.connect(**conn_params)
+            try:
+                connection = pool.get_connection(pool.timeout, 0, pre_ping=self.settings_dict["CONN_HEALTH_CHECKS"])
+            except PoolClosedError:
+                if not pool._pool.closed:  # it was a pool that `on_connect` uses
+                    raise
+                continue  # another thread has closed the pool, by `close_pool()` or because the settings have changed
+            connection._place.loan.is_for(_first_user_frame(_getframe()))
+            return connection
 
     def init_connection_state(self) -> None:
         """Do as Django does, but leave out the isolation level if `init_command` has set it."""

@@ -28,6 +28,7 @@ from django.core.signals import request_finished
 from django.db import (
     DataError,
     IntegrityError,
+    InterfaceError,
     OperationalError,
     ProgrammingError,
     close_old_connections,
@@ -326,6 +327,40 @@ def test_close_pool_while_lent(site: Site, admin: Admin, database: str) -> None:
     assert Item.objects.count() == 0
     connection.close()
     eventually(lambda: not sessions(admin, database))
+
+
+def test_close_pool_while_another_thread_waits(site: Site) -> None:
+    """A thread that waits for a connection of the pool that is closed gets one of the next pool."""
+    site(pool={"size": 1})
+    Item.objects.count()
+    pool = connection.pool
+    with ThreadPoolExecutor(1) as executor:
+        other = executor.submit(get)
+        eventually(lambda: pool.stats().waiting == 1)
+        connection.close_pool()
+        assert other.result()["items"] == 0
+        assert executor.submit(lambda: connection.pool).result() is connection.pool is not pool
+
+
+def test_a_pool_that_is_closed_by_its_own_method(site: Site) -> None:
+    """The next query makes another, as after `close_pool()`."""
+    site()
+    pool = connection.pool
+    pool.close()
+    assert Item.objects.count() == 0
+    assert connection.pool is not pool
+
+
+def test_on_connect_uses_another_pool_that_is_closed(server: Server, database: str) -> None:
+    """The error is raised: it does not tell that the alias's own pool is closed."""
+    closed = pymysqlpool.ConnectionPool(1, pre_create_num=0, **server.connect_kwargs)
+    closed.close()
+    settings = settings_for(
+        server, database, OPTIONS={"pool": {"on_connect": lambda _: closed.get_connection().close()}}
+    )
+    with databases(other=settings) as connections, pytest.raises(InterfaceError) as caught:
+        connections["other"].ensure_connection()
+    assert isinstance(caught.value.__cause__, pymysqlpool.PoolClosedError)
 
 
 def test_other_settings_make_another_pool(site: Site, database: str, admin: Admin) -> None:
