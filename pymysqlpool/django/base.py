@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 _CONVERSIONS = {**conversions, base.FIELD_TYPE.TIME: base.django_conversions[base.FIELD_TYPE.TIME]}
 
 #: The keys that `OPTIONS["pool"]` may have.
-_POOL_OPTIONS = frozenset(inspect.signature(ConnectionPool).parameters) - {"connect_kwargs"} | {"timeout"}
+_POOL_OPTIONS = frozenset([*inspect.signature(ConnectionPool).parameters, "timeout"]) - {
+    "by_name_only",
+    "connect_kwargs",
+}
 
 #: The files whose frames lie between the user's line and the borrow.
 _INTERNAL_FILES = (
@@ -114,7 +117,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
     def _pool_options(self) -> dict[str, Any] | None:
         options = self.settings_dict["OPTIONS"].get("pool", True)
-        if not options or self.alias == NO_DB_ALIAS:
+        if options in (False, None) or self.alias == NO_DB_ALIAS:
             return None
         return {} if options is True else options
 
@@ -139,7 +142,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         name = f"DATABASES[{self.alias!r}]"
         if not isinstance(options, dict):
             raise ImproperlyConfigured(f"{name}['OPTIONS']['pool'] should be True, False or a dict, not {options!r}")
-        unknown = sorted(options.keys() - _POOL_OPTIONS)
+        unknown = sorted(map(str, options.keys() - _POOL_OPTIONS))
         if unknown:
             raise ImproperlyConfigured(f"{name}['OPTIONS']['pool'] has options that no pool has: {', '.join(unknown)}")
         if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:

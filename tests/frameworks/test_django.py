@@ -388,6 +388,8 @@ def test_other_settings_make_another_pool(site: Site, database: str, admin: Admi
         ({"CONN_MAX_AGE": 60}, r"CONN_MAX_AGE should be 0"),
         ({"CONN_MAX_AGE": None}, r"CONN_MAX_AGE should be 0"),
         ({"OPTIONS": {"pool": {"max_size": 4}}}, r"options that no pool has: max_size"),
+        ({"OPTIONS": {"pool": {"by_name_only": 4, 1: 2}}}, r"options that no pool has: 1, by_name_only"),
+        ({"OPTIONS": {"pool": ""}}, r"DATABASES\['other'\]\['OPTIONS'\]\['pool'\] should be True, False or a dict"),
         ({"OPTIONS": {"pool": 4}}, r"DATABASES\['other'\]\['OPTIONS'\]\['pool'\] should be True, False or a dict"),
     ],
 )
@@ -396,6 +398,12 @@ def test_settings_that_are_refused(options: dict[str, Any], message: str, server
     settings = settings_for(server, database, **options)
     with databases(other=settings) as connections, pytest.raises(ImproperlyConfigured, match=message):
         connections["other"].ensure_connection()
+
+
+def test_a_pool_without_options(site: Site) -> None:
+    """An empty dict of options means all defaults, as True does."""
+    site(pool={})
+    assert connection.pool.maxsize == 10
 
 
 def test_no_pool(site: Site, admin: Admin, database: str) -> None:
