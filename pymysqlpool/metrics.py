@@ -82,35 +82,40 @@ class _Watch:
     """The pools of this process, including those that are made later."""
 
     def __init__(self) -> None:
-        self._pools: list[ref[ConnectionPool]] = []
+        #: Each pool's observer.
+        self._observers: dict[ref[ConnectionPool], Any] = {}
 
     def begin(self) -> None:
         """Observe all pools from now on, in this process and in processes forked from it."""
         if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
             os.register_at_fork(after_in_child=self._reset_in_child)
         _pool._watchers.append(self.add)
-        for pool in list(_pool._pools):
+        for pool in _all_pools():
             self.add(pool)
 
     def add(self, pool: ConnectionPool) -> None:
         """Observe `pool`, if it is not observed yet."""
-        if pool not in self.pools():
-            self._pools.append(ref(pool))
-            pool._observe(self._observer(pool))
+        observer = self._observer(pool)
+        # setdefault is atomic: `begin()` and the thread that makes the pool may add it at the same time.
+        if self._observers.setdefault(ref(pool), observer) is observer:
+            pool._observe(observer)
 
-    def pools(self) -> list[ConnectionPool]:
-        """Return the pools that are open, or still have borrowed connections."""
-        found = [(known, known()) for known in list(self._pools)]
-        for known, pool in found:
+    def pools(self) -> list[tuple[ConnectionPool, Any]]:
+        """Return the pools that are open, or still have borrowed connections, each with its observer."""
+        found = [(known(), known, observer) for known, observer in list(self._observers.items())]
+        for pool, known, _ in found:
             if pool is None:
-                with suppress(ValueError):  # removed by another thread
-                    self._pools.remove(known)
-        return [pool for _, pool in found if pool is not None and not (pool._pool.closed and not pool._pool.borrows())]
+                self._observers.pop(known, None)
+        return [
+            (pool, observer)
+            for pool, _, observer in found
+            if pool is not None and not (pool._pool.closed and not pool._pool.borrows())
+        ]
 
     def now(self) -> dict[str, _Moment]:
         """Return the present state of the pools, by name."""
         found: dict[str, _Moment] = {}
-        for pool in self.pools():
+        for pool, _ in self.pools():
             stats = pool.stats()
             used = stats.borrowed - stats.opening
             moment = _Moment(stats.idle, used, pool._size, pool.maxsize, stats.waiting, stats.timed_out)
@@ -125,6 +130,12 @@ class _Watch:
         raise NotImplementedError
 
 
+def _all_pools() -> list[ConnectionPool]:
+    while True:
+        with suppress(RuntimeError):  # another thread has made a pool in the meantime
+            return list(_pool._pools)
+
+
 # Prometheus
 
 
@@ -135,8 +146,6 @@ class _Histograms:
     """
 
     def __init__(self, pool: ConnectionPool) -> None:
-        self.name = pool.name
-        self.pool = ref(pool)
         stats = pool.stats()
         self.begin({what: getattr(stats, field) for what, (_, _, field) in _TIMES.items()})
 
@@ -149,19 +158,14 @@ class _Histograms:
         """Count an event that took `seconds`."""
         self._counts[what][bisect_left(BOUNDS, seconds)].increment()
 
-    def of(self, what: str) -> tuple[list[int], float]:
-        """Return the number of events in each bucket, and their total seconds."""
-        pool = self.pool()
-        total = getattr(pool.stats(), _TIMES[what][2]) if pool is not None else self._seconds_before[what]
+    def of(self, pool: ConnectionPool, what: str) -> tuple[list[int], float]:
+        """Return the number of events in each bucket, and their total seconds. `pool` is the pool they belong to."""
+        total = getattr(pool.stats(), _TIMES[what][2])
         return [count.value() for count in self._counts[what]], total - self._seconds_before[what]
 
 
 class PrometheusCollector(_Watch):
     """A collector for a registry of `prometheus_client`. Collecting takes no lock in a pool."""
-
-    def __init__(self) -> None:
-        self._histograms: list[_Histograms] = []
-        super().__init__()
 
     def collect(self) -> Iterable[Any]:
         """Yield the metrics. The registry calls this when it is scraped."""
@@ -193,24 +197,19 @@ class PrometheusCollector(_Watch):
     describe = collect  # so that a registry detects a second registration
 
     def _sums(self, what: str) -> dict[str, tuple[list[int], float]]:
-        alive = {id(pool) for pool in self.pools()}
-        self._histograms = [each for each in self._histograms if each.pool() is not None]
         found: dict[str, tuple[list[int], float]] = {}
-        for each in self._histograms:
-            if id(each.pool()) in alive:
-                counts, seconds = each.of(what)
-                others, more = found.get(each.name, ([0] * len(counts), 0.0))
-                found[each.name] = [*map(sum, zip(counts, others))], seconds + more
+        for pool, histograms in self.pools():
+            counts, seconds = histograms.of(pool, what)
+            others, more = found.get(pool.name, ([0] * len(counts), 0.0))
+            found[pool.name] = [*map(sum, zip(counts, others))], seconds + more
         return found
 
-    def _observer(self, pool: ConnectionPool) -> Callable[[str, float], object]:
-        histograms = _Histograms(pool)
-        self._histograms.append(histograms)
-        return histograms
+    def _observer(self, pool: ConnectionPool) -> _Histograms:
+        return _Histograms(pool)
 
     def _reset_in_child(self) -> None:  # pragma: no cover  in a forked child
-        for each in self._histograms:
-            each.begin(dict.fromkeys(_TIMES, 0.0))
+        for histograms in self._observers.values():
+            histograms.begin(dict.fromkeys(_TIMES, 0.0))
 
 
 def prometheus(registry: Any = None) -> PrometheusCollector:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
@@ -171,6 +172,29 @@ def test_twice_is_refused() -> None:
     """A second registration raises the registry's error."""
     with Prometheus() as prometheus, pytest.raises(ValueError, match="Duplicated"):
         pymysqlpool.metrics.prometheus(prometheus.registry)
+
+
+def test_pools_made_while_it_is_registered(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that another thread makes at that moment is there once, as are the others."""
+    client = pytest.importorskip("prometheus_client")
+    made: list[pymysqlpool.ConnectionPool] = []
+
+    def make() -> None:
+        made.append(pymysqlpool.ConnectionPool(1, "same", pre_create_num=0, **server.connect_kwargs))
+
+    class Pools(weakref.WeakSet):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            for pool in super().__iter__():
+                if len(made) < 3:
+                    make()
+                yield pool
+
+    monkeypatch.setattr("pymysqlpool.pool._pools", Pools())
+    make()
+    registry = client.CollectorRegistry()
+    pymysqlpool.metrics.prometheus(registry)
+    assert samples(client.generate_latest(registry).decode())["max", "same"] == len(made) == 3
+    assert [len(pool._observers) for pool in made] == [1, 1, 1]
 
 
 def test_threads_lose_no_count(make_pool: MakePool) -> None:
