@@ -247,15 +247,16 @@ class OpenTelemetryInstruments(_Watch):
     finalizer may return a connection while the same thread holds that lock.
     """
 
-    #: If more durations than this are kept, the next borrow or return records them.
-    _MOST_KEPT = 1000
+    #: If more durations than this are kept, each borrow records some: more than it adds, and so few that it is not
+    #: delayed. A return records none: see above.
+    _MOST_KEPT, _AT_ONCE = 1000, 10
 
     def __init__(self, meter: Any) -> None:
         from opentelemetry.metrics import Observation  # noqa: PLC0415  an extra
 
         self._observation = Observation
         self._kept: deque[tuple[str, str, float]] = deque()
-        self._recording = threading.Lock()
+        self._local = threading.local()
         self._histograms = {
             what: meter.create_histogram(
                 _NAME + name, unit="s", description=text, explicit_bucket_boundaries_advisory=BOUNDS
@@ -274,7 +275,7 @@ class OpenTelemetryInstruments(_Watch):
 
     def _callback(self, values: dict[str | None, Callable[[_Moment], int]]) -> Callable[[Any], Iterator[Any]]:
         def observe(_options: Any) -> Iterator[Any]:
-            self._record()
+            self._record(len(self._kept))
             for pool, moment in self.now().items():
                 for state, value in values.items():
                     attributes = {_POOL: pool} if state is None else {_POOL: pool, _STATE: state}
@@ -287,25 +288,29 @@ class OpenTelemetryInstruments(_Watch):
 
         def keep(what: str, seconds: float) -> None:
             kept.append((what, name, seconds))
-            if len(kept) > self._MOST_KEPT:
-                self._record()
+            if what == "wait" and len(kept) > self._MOST_KEPT:
+                self._record(self._AT_ONCE)
 
         return keep
 
-    def _record(self) -> None:
-        """Record the durations that were kept. If another thread is doing so, return at once."""
-        if not self._recording.acquire(blocking=False):
+    def _record(self, most: int) -> None:
+        """Record the oldest durations that are kept, at most `most` of them. Several threads may do so at once.
+
+        It does nothing in a signal handler or a finalizer that interrupts it.
+        """
+        if getattr(self._local, "is_recording", False):
             return
+        self._local.is_recording = True
         try:
-            with suppress(IndexError):  # until none is left
-                while True:
+            with suppress(IndexError):  # other threads have recorded some
+                for _ in range(most):
                     what, pool, seconds = self._kept.popleft()
                     self._histograms[what].record(seconds, {_POOL: pool})
         finally:
-            self._recording.release()
+            self._local.is_recording = False
 
     def _reset_in_child(self) -> None:  # pragma: no cover  in a forked child
-        self._recording = threading.Lock()
+        self._local = threading.local()
         self._kept.clear()
 
 

@@ -350,6 +350,45 @@ def test_nothing_is_lost_between_two_collections(make_pool: MakePool) -> None:
     assert found["use_time", "count", "busy"] == found["wait_time", "count", "busy"] == 2000
 
 
+def test_a_borrower_records_few_durations(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not record what others add as fast as it records, which would never end, and all that is kept is few."""
+    telemetry = OpenTelemetry()
+    pool = make_pool(size=2, name="busy")
+    real = telemetry.made._histograms["use"]
+    borrows = []
+
+    class Busy:
+        """While the main thread records a duration, another thread borrows."""
+
+        def record(self, *what: Any) -> None:
+            real.record(*what)
+            if threading.current_thread() is threading.main_thread() and len(borrows) < 5000:
+                borrows.append(executor.submit(lambda: pool.get_connection().close()))
+                borrows[-1].result()
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as executor:
+        patch.setitem(telemetry.made._histograms, "use", Busy())
+        patch.setattr(telemetry.made, "_MOST_KEPT", 100)
+        for _ in range(100):
+            pool.get_connection().close()
+            assert len(telemetry.made._kept) < 150
+    assert len(borrows) < 1000
+    assert telemetry.figures()["wait_time", "count", "busy"] == 100 + len(borrows)
+
+
+def test_a_return_records_nothing(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finalizer may return a connection in a thread that holds a lock of the SDK, which recording takes."""
+    telemetry = OpenTelemetry()
+    pool = make_pool(size=1, name="one")
+    telemetry.figures()
+    connection = pool.get_connection()
+    monkeypatch.setattr(telemetry.made, "_MOST_KEPT", 0)
+    connection.close()
+    assert len(telemetry.made._kept) == 2
+    pool.get_connection().close()
+    assert len(telemetry.made._kept) == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_worker_has_metrics_of_its_own(make_pool: MakePool) -> None:
