@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
-from weakref import ref
+from weakref import WeakSet, ref
 
 from . import pool as _pool
 from .stats import Count
@@ -314,15 +314,24 @@ class OpenTelemetryInstruments(_Watch):
         self._kept.clear()
 
 
+#: The meter providers that have instruments already.
+_providers: WeakSet[Any] = WeakSet()
+
+
 def opentelemetry(meter_provider: Any = None) -> OpenTelemetryInstruments:
     """Create the instruments for all pools, with `meter_provider` (default: the global one), and return them.
 
-    Raises ImportError if `opentelemetry-api` is not installed.
+    Raises ImportError if `opentelemetry-api` is not installed, and ValueError if this provider has them already: each
+    duration would be recorded twice.
     """
-    from opentelemetry.metrics import get_meter  # noqa: PLC0415  an extra
+    from opentelemetry.metrics import get_meter, get_meter_provider  # noqa: PLC0415  an extra
 
     from . import __version__  # noqa: PLC0415  a circular import at the top
 
-    instruments = OpenTelemetryInstruments(get_meter("pymysqlpool", __version__, meter_provider=meter_provider))
+    provider = get_meter_provider() if meter_provider is None else meter_provider
+    if provider in _providers:
+        raise ValueError("the metrics of all pools are registered with this meter provider already")
+    instruments = OpenTelemetryInstruments(get_meter("pymysqlpool", __version__, meter_provider=provider))
+    _providers.add(provider)
     instruments.begin()
     return instruments

@@ -389,6 +389,13 @@ def test_a_return_records_nothing(make_pool: MakePool, monkeypatch: pytest.Monke
     assert len(telemetry.made._kept) == 1
 
 
+def test_a_provider_has_the_instruments_once() -> None:
+    """To create them a second time is an error: each duration would be recorded twice."""
+    telemetry = OpenTelemetry()
+    with pytest.raises(ValueError, match="registered with this meter provider already"):
+        pymysqlpool.metrics.opentelemetry(telemetry.provider)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_worker_has_metrics_of_its_own(make_pool: MakePool) -> None:
