@@ -193,6 +193,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         """Do as Django does, but leave out the isolation level if `init_command` has set it."""
         level = self.isolation_level
         if self._pool_options() is not None:
+            _ = self.mysql_server_data  # Django reads it next; the first time, that sets the isolation level again
             self.isolation_level = None
         try:
             super().init_connection_state()

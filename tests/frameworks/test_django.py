@@ -101,6 +101,16 @@ def test_a_request_costs_nothing_but_its_queries(path: str, commands: int, site:
     assert len(Recorder.commands) == 3 * commands, Recorder.commands
 
 
+def test_a_request_in_a_new_thread_costs_nothing_more(site: Site) -> None:
+    """ASGI and threaded servers have new threads, each with a wrapper of its own, which asks the server nothing."""
+    site(pool={"size": 1, "connection_class": Recorder})
+    get()
+    Recorder.commands.clear()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(get).result()
+    assert len(Recorder.commands) == 2, Recorder.commands
+
+
 def test_what_a_request_leaves_behind_is_gone(site: Site) -> None:
     """The next request gets the session as Django has opened it, including the isolation level."""
     site(pool={"size": 1})
