@@ -160,8 +160,9 @@ class DatabaseWrapper(base.DatabaseWrapper):
         if params["conv"] is base.django_conversions:
             params["conv"] = _CONVERSIONS
         params["autocommit"] = self.settings_dict["AUTOCOMMIT"]
-        if self._pool_options() is not None and self.isolation_level:
-            # Set it once for each session, and not at each borrow.
+        if self.isolation_level:
+            # Set it once for each session, and not at each borrow. Django may send it in one query with another SET,
+            # which PyMySQL does not allow by default.
             level = f"SET SESSION TRANSACTION ISOLATION LEVEL {self.isolation_level.upper()}"
             if params.get("init_command"):
                 params["client_flag"] |= base.CLIENT.MULTI_STATEMENTS
@@ -190,11 +191,9 @@ class DatabaseWrapper(base.DatabaseWrapper):
             return connection
 
     def init_connection_state(self) -> None:
-        """Do as Django does, but leave out the isolation level if `init_command` has set it."""
-        level = self.isolation_level
-        if self._pool_options() is not None:
-            _ = self.mysql_server_data  # Django reads it next; the first time, that sets the isolation level again
-            self.isolation_level = None
+        """Do as Django does, but leave out the isolation level, which `init_command` has set."""
+        _ = self.mysql_server_data  # Django reads it next; the first time, that sets the isolation level again
+        level, self.isolation_level = self.isolation_level, None
         try:
             super().init_connection_state()
         finally:

@@ -433,6 +433,25 @@ def test_no_pool(site: Site, admin: Admin, database: str) -> None:
     assert get()["session"] != first
 
 
+@pytest.mark.parametrize("pool", [True, False])
+def test_a_server_with_sql_auto_is_null(pool: bool, site: Site, admin: Admin, database: str) -> None:
+    """Django turns it off for each connection, also for those without a pool that make a test database."""
+    with admin.cursor() as cursor:
+        cursor.execute("set global sql_auto_is_null = 1")
+    try:
+        site(pool=pool, TEST={"NAME": f"{database}_test"})
+        connection.creation.create_test_db(verbosity=0, autoclobber=True)
+        with connection.cursor() as cursor:
+            cursor.execute("select @@sql_auto_is_null")
+            assert cursor.fetchone() == (0,)
+            cursor.execute("show session variables where variable_name in ('tx_isolation', 'transaction_isolation')")
+            assert cursor.fetchall()[-1][1] == "READ-COMMITTED"
+        connection.creation.destroy_test_db(database, verbosity=0)
+    finally:
+        with admin.cursor() as cursor:
+            cursor.execute("set global sql_auto_is_null = 0")
+
+
 # PyMySQL in place of MySQLdb
 
 
