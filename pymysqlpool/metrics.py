@@ -54,6 +54,8 @@ _GAUGES: dict[str, tuple[str, str, dict[str | None, Callable[[_Moment], int]]]] 
         {None: lambda now: now.pending},
     ),
 }
+#: How long a fork waits for the end of a recording, which takes some microseconds, in seconds.
+_LONGEST_RECORDING = 1.0
 _TIMEOUTS = "timeouts", "The number of borrows that got no connection in time."
 #: The histograms, by the event that observers are called with: name, description, and the field of `PoolStats` with
 #: the total seconds.
@@ -257,6 +259,8 @@ class OpenTelemetryInstruments(_Watch):
         self._observation = Observation
         self._kept: deque[tuple[str, str, float]] = deque()
         self._local = threading.local()
+        # Held while durations are recorded, and during a fork: a child would find the SDK's locks held for ever.
+        self._recording = threading.Lock()
         self._histograms = {
             what: meter.create_histogram(
                 _NAME + name, unit="s", description=text, explicit_bucket_boundaries_advisory=BOUNDS
@@ -272,6 +276,23 @@ class OpenTelemetryInstruments(_Watch):
         meter.create_observable_counter(
             _NAME + _TIMEOUTS[0], callbacks=[self._callback(timeouts)], unit="{timeout}", description=_TIMEOUTS[1]
         )
+
+    def begin(self) -> None:
+        """Observe all pools from now on, in this process and in processes forked from it."""
+        if hasattr(os, "register_at_fork"):  # pragma: no branch  not on Windows
+            os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork)
+        super().begin()
+
+    def _before_fork(self) -> None:
+        if not self._is_recording():
+            self._local.is_recording = True
+            self._local.is_forking = self._recording.acquire(timeout=_LONGEST_RECORDING)
+
+    def _after_fork(self) -> None:
+        if "is_forking" in vars(self._local):
+            if vars(self._local).pop("is_forking"):
+                self._recording.release()
+            self._local.is_recording = False
 
     def _callback(self, values: dict[str | None, Callable[[_Moment], int]]) -> Callable[[Any], Iterator[Any]]:
         def observe(_options: Any) -> Iterator[Any]:
@@ -294,23 +315,28 @@ class OpenTelemetryInstruments(_Watch):
         return keep
 
     def _record(self, most: int) -> None:
-        """Record the oldest durations that are kept, at most `most` of them. Several threads may do so at once.
+        """Record the oldest durations that are kept, at most `most` of them.
 
         It does nothing in a signal handler or a finalizer that interrupts it.
         """
-        if getattr(self._local, "is_recording", False):
+        if self._is_recording():
             return
         self._local.is_recording = True
         try:
-            with suppress(IndexError):  # other threads have recorded some
+            with self._recording, suppress(IndexError):  # no more are kept
                 for _ in range(most):
                     what, pool, seconds = self._kept.popleft()
                     self._histograms[what].record(seconds, {_POOL: pool})
         finally:
             self._local.is_recording = False
 
+    def _is_recording(self) -> bool:
+        """Whether this thread is recording or forking, and runs a signal handler, a finalizer or a hook now."""
+        return getattr(self._local, "is_recording", False)
+
     def _reset_in_child(self) -> None:  # pragma: no cover  in a forked child
         self._local = threading.local()
+        self._recording = threading.Lock()
         self._kept.clear()
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -351,29 +352,28 @@ def test_nothing_is_lost_between_two_collections(make_pool: MakePool) -> None:
 
 
 def test_a_borrower_records_few_durations(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not record what others add as fast as it records, which would never end, and all that is kept is few."""
+    """It does not record what others add as fast as it records, which would never end."""
     telemetry = OpenTelemetry()
     pool = make_pool(size=2, name="busy")
     real = telemetry.made._histograms["use"]
-    borrows = []
+    added = []
 
     class Busy:
-        """While the main thread records a duration, another thread borrows."""
+        """While a duration is recorded, another thread borrows and returns."""
 
         def record(self, *what: Any) -> None:
             real.record(*what)
-            if threading.current_thread() is threading.main_thread() and len(borrows) < 5000:
-                borrows.append(executor.submit(lambda: pool.get_connection().close()))
-                borrows[-1].result()
+            if len(added) < 5000:
+                added.append(("wait", "busy", 0.0))
+                telemetry.made._kept.extend([added[-1], ("use", "busy", 0.0)])
 
-    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as executor:
+    with monkeypatch.context() as patch:
         patch.setitem(telemetry.made._histograms, "use", Busy())
         patch.setattr(telemetry.made, "_MOST_KEPT", 100)
         for _ in range(100):
             pool.get_connection().close()
-            assert len(telemetry.made._kept) < 150
-    assert len(borrows) < 1000
-    assert telemetry.figures()["wait_time", "count", "busy"] == 100 + len(borrows)
+    assert len(added) < 1000
+    assert telemetry.figures()["wait_time", "count", "busy"] == 100 + len(added)
 
 
 def test_a_return_records_nothing(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +418,38 @@ def test_a_forked_worker_has_metrics_of_its_own(make_pool: MakePool) -> None:
     )
     mine = parents.figures()
     assert (mine["count", "one", "idle"], mine["create_time", "count", "one"]) == (2, 2)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_no_fork_while_a_duration_is_recorded(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child could not record any more, and its borrowers would wait for ever: a lock of the SDK would be held."""
+    telemetry = OpenTelemetry()
+    pool = make_pool(size=1, name="one")
+    lock = threading.Lock()
+    is_over = threading.Event()
+
+    class Locking:
+        """Holds a lock nearly all the time, and lets other threads run meanwhile, as the SDK does if it is busy."""
+
+        def record(self, *_: Any) -> None:
+            with lock:
+                for _ in range(100):
+                    time.sleep(0)
+
+    def work() -> None:
+        while not is_over.is_set():
+            pool.get_connection().close()
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as executor:
+        patch.setattr(telemetry.made, "_histograms", dict.fromkeys(["create", "wait", "use"], Locking()))
+        patch.setattr(telemetry.made, "_MOST_KEPT", 0)
+        job = executor.submit(work)
+        eventually(lock.locked)
+        found = [in_a_child(lock.locked) for _ in range(20)]
+        is_over.set()
+        job.result()
+    assert found == [False] * 20
 
 
 # What is shipped
