@@ -269,7 +269,7 @@ class _LazyCopy:
     """A mutable attribute that is copied for a connection when it is first read.
 
     Each borrower has its own copy, so that others do not see its changes. Copying all of these attributes for each
-    successor would raise the cost of a borrow and return by half (it is 2.3 times that of a LifoQueue's put and get).
+    successor would raise the cost of a borrow and return by half (it is 2.2 times that of a LifoQueue's put and get).
     The copy is stored in the instance's `__dict__`, where Python finds it before this descriptor.
     """
 
@@ -291,8 +291,8 @@ for _name in _LAZILY_COPIED:
 
 
 # The attributes that describe one borrow. They are preset in the instance's `__dict__`: Python finds them there faster
-# than on the class, and the dict need not grow later. A borrow and return takes 2.3 times as long as a LifoQueue's
-# put and get, and 2.5 times without this.
+# than on the class, and the dict need not grow later. A borrow and return takes 2.2 times as long as a LifoQueue's
+# put and get, and 2.4 times without this.
 _BORROW_DEFAULTS = {
     name: getattr(Connection, name)
     for name in (
