@@ -12,7 +12,7 @@ from pymysql.constants import COMMAND
 #: - TRANSACTION: nothing but a transaction, which it begins or ends
 #: - DIRTY: something that a reset undoes
 #: - DOUBTFUL: perhaps another database, which a reset keeps, or an XA transaction, which a reset damages
-#: - LOST: something that no reset undoes
+#: - LOST: something that no reset undoes, or a prepared XA transaction
 #: - BROKEN: never from the text: there was an error after which the session must not be used again
 READS, TRANSACTION, DIRTY, DOUBTFUL, LOST, BROKEN = range(6)
 
@@ -155,15 +155,18 @@ def may_commit(sql: bytes, *, in_transaction: bool) -> bool:
 
 
 def _is_kept_by_reset(text: str) -> bool:
-    """Whether the statement may set what no reset undoes.
+    """Whether the statement may set what no reset undoes, or prepare an XA transaction.
 
-    That is MySQL's resource group and optimizer trace, and MariaDB's profiles and SET SESSION AUTHORIZATION.
+    The former is MySQL's resource group and optimizer trace, and MariaDB's profiles and SET SESSION AUTHORIZATION. The
+    latter is for any session to commit once its own has ended. If its own is reset instead, and another one ends it,
+    MariaDB keeps its locks forever.
     """
     return (
         "PROFILING" in text
         or "OPTIMIZER_TRACE" in text
         or ("RESOURCE" in text and "GROUP" in text)
         or ("AUTHORIZATION" in text and "SESSION" in text)
+        or ("PREPARE" in text and "XA" in text and re.search(r"(?:\b|/\*M?!\d*)XA\b", text) is not None)
     )
 
 

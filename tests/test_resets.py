@@ -209,6 +209,30 @@ def test_a_prepared_xa_transaction_costs_its_session(make_pool: MakePool, admin:
             eventually(lambda: other.execute(f"xa rollback {xid}") == 0)
 
 
+def test_a_prepared_xa_transaction_can_be_ended_by_another_session(
+    make_pool: MakePool, admin: Admin, database: str
+) -> None:
+    """Its session is closed at the return, and not reset: MariaDB would keep the locks of the transaction forever."""
+    pool = make_pool(size=1)
+    with admin.cursor() as other:
+        other.execute(f"create table {database}.t (n int) engine=innodb")
+        connection = pool.get_connection()
+        for statement in ("start {}", "end {}", "prepare {}"):
+            connection.query(f"xa {statement}".format(f"'{database}'"))
+            if statement == "start {}":
+                connection.query("insert into t values (1)")
+        connection.close()
+
+        def rolls_back() -> bool:
+            with suppress(pymysql.Error):  # the session has not ended yet
+                other.execute(f"xa rollback '{database}'")
+            return not any(database in str(row) for row in ask(admin, "xa recover"))
+
+        eventually(rolls_back)
+        other.execute("set session lock_wait_timeout = 2, innodb_lock_wait_timeout = 2")
+        other.execute(f"drop table {database}.t")
+
+
 def test_a_user_s_time_limit_is_restored(
     make_pool: MakePool, admin: Admin, database: str, server: Server, on_mariadb: bool
 ) -> None:

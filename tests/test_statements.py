@@ -108,7 +108,14 @@ def test_what_certainly_calls_no_stored_function(statement: str, reads: bool) ->
 
 
 @pytest.mark.parametrize(
-    "statement", ["set profiling = 1", "set optimizer_trace = 'enabled=on'", "set resource group g"]
+    "statement",
+    [
+        "set profiling = 1",
+        "set optimizer_trace = 'enabled=on'",
+        "set resource group g",
+        "xa /**/ prepare 'x'",
+        "/*!50000xa prepare 'x'*/",
+    ],
 )
 def test_what_no_reset_undoes_costs_the_session(make_pool: MakePool, statement: str) -> None:
     """A session is replaced after statements that no reset undoes, such as those for profiles and traces."""
@@ -121,7 +128,9 @@ def test_what_no_reset_undoes_costs_the_session(make_pool: MakePool, statement: 
     assert session_of(pool.get_connection()) != session
 
 
-@pytest.mark.parametrize("word", ["profiling", "optimizer_trace", "resource group", "session authorization", "use x"])
+@pytest.mark.parametrize(
+    "word", ["profiling", "optimizer_trace", "resource group", "session authorization", "use x", "xa prepare"]
+)
 def test_words_in_the_strings_of_a_write_cost_no_session(make_pool: MakePool, word: str) -> None:
     """A write whose strings only look like a statement that no reset undoes is followed by a reset as usual."""
     pool = make_pool(size=1, autocommit=True)
