@@ -166,12 +166,12 @@ def _is_kept_by_reset(text: str) -> bool:
         or "OPTIMIZER_TRACE" in text
         or ("RESOURCE" in text and "GROUP" in text)
         or ("AUTHORIZATION" in text and "SESSION" in text)
-        or ("PREPARE" in text and "XA" in text and re.search(r"(?:\b|/\*M?!\d*)XA\b", text) is not None)
+        or ("PREPARE" in text and _has_word(text, "XA"))
     )
 
 
 def _may_outlast_reset(text: str) -> bool:
-    """Whether the statement may select a database or prepare an XA transaction, also in a comment that is executed.
+    """Whether the statement may select a database or be a part of an XA transaction.
 
     If this overlooks a statement, the reset fails, and the session is replaced.
     """
@@ -180,8 +180,14 @@ def _may_outlast_reset(text: str) -> bool:
         or "SCHEMA" in text
         or "CALL" in text
         or "EXECUTE" in text
-        or (("USE" in text or "XA" in text) and re.search(r"(?:\b|/\*M?!\d*)(?:USE|XA)\b", text) is not None)
+        or _has_word(text, "USE")
+        or _has_word(text, "XA")
     )
+
+
+def _has_word(text: str, word: str) -> bool:
+    """Whether the text contains the word, also at the start of a comment that is executed."""
+    return word in text and re.search(rf"(?:\b|/\*M?!\d*){word}\b", text) is not None
 
 
 def _has_suspects(text: str) -> bool:
