@@ -90,7 +90,9 @@ class _Result(PyMySQLResult):
         # Also called by finalizers, which cannot raise: if the token is taken, the rows stay unread, and the return
         # closes the session. In PyMySQL 1.0 a result whose query has failed stays active, but is not `_result`.
         connection = self.connection
-        if self.unbuffered_active and connection._result is self and connection._token and connection._has_session():
+        if not (self.unbuffered_active and connection._result is self and connection._token):
+            return
+        if connection._sock is not None and connection._is_lent():
             connection._begin_reading()
             super()._finish_unbuffered_query()
             if not connection._token:  # otherwise an error packet has ended the reply
@@ -391,27 +393,25 @@ class Wire(PyMySQLConnection):
             return session_survives(error)
         return isinstance(error, (Exception, GeneratorExit)) and not isinstance(error, Error)
 
-    def _has_session(self) -> bool:
-        """Whether this process has borrowed the connection, and the collector has not found it lost."""
-        return (
-            self._place is not None
-            and not self._place.is_of_parent
-            and self._place.record.place() is not None
-            and self._sock is not None
-        )
+    def _is_lent(self) -> bool:
+        """Whether this process has borrowed the connection, and has neither returned nor lost it.
+
+        A lost connection can still be used by finalizers.
+        """
+        place = self._place
+        return place is not None and not place.is_of_parent and place.record.place() is not None
 
     def _check_lent(self) -> None:
         """Raise if the connection has been returned to its pool, or belongs to the parent process."""
-        if self._token is None:
+        if self._token is None or self._is_lent():
             return
-        if self._place is None or self._place.record.place() is None:  # or lost, and used by a finalizer
-            raise ReturnConnectionToPoolError(
-                f"this connection has been returned to {self._pool_name()}: borrow another, or use it in a with block"
-            )
-        if self._place.is_of_parent:  # pragma: no cover  in a forked child
+        if self._place is not None and self._place.is_of_parent:  # pragma: no cover  in a forked child
             raise PoolError(
                 f"this connection was borrowed from {self._pool_name()} before the fork, by the parent: borrow another"
             )
+        raise ReturnConnectionToPoolError(
+            f"this connection has been returned to {self._pool_name()}: borrow another, or use it in a with block"
+        )
 
     def _pool_name(self) -> str:
         return f"pool({self._pool.name})"
