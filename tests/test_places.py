@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 # Lost
 
 
-class ReturnsLate:
-    """An object in a cycle that returns its connection when the collector finalizes it."""
+class Acts:
+    """An object in a cycle that does something with its connection when the collector finalizes it."""
 
-    def __init__(self, connection: pymysqlpool.Connection) -> None:
-        self.connection = connection
+    connection: Any
+
+    def __init__(self, act: Callable[[Any], object]) -> None:
         self.me = self
+        self.act = act
 
     def __del__(self) -> None:
-        self.connection.close()
+        self.act(self.connection)
 
 
 def leave_nothing(_: Any) -> None:
@@ -71,7 +73,8 @@ def test_a_place_that_was_given_up_does_not_come_back(
         pytest.skip("no statement of several results here")
     pool = make_pool(size=2, read_timeout=30)  # with which PyMySQL sets the socket's timeout before it writes
     for _ in range(10):
-        late = ReturnsLate(pool.get_connection())
+        late = Acts(pymysqlpool.Connection.close)
+        late.connection = pool.get_connection()
         leave(late.connection)
         del late
         gc.collect()
@@ -82,19 +85,6 @@ def test_a_place_that_was_given_up_does_not_come_back(
             pool.get_connection(timeout=0)
         for connection in connections:
             connection.close()
-
-
-class Acts:
-    """An object in a cycle that does something with its connection when the collector finalizes it."""
-
-    connection: Any
-
-    def __init__(self, act: Callable[[Any], None]) -> None:
-        self.me = self
-        self.act = act
-
-    def __del__(self) -> None:
-        self.act(self.connection)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
