@@ -143,7 +143,7 @@ CYCLE = Measure(
         Figure(
             "cycle",
             "CPU of {borrow, return}, to a bare LifoQueue's put and get",
-            at_most=2.5 if sys.version_info >= (3, 13) else 2.2,
+            at_most=2.5 if sys.version_info >= (3, 13) else 2.0,
         )
     ],
     processes=3,
