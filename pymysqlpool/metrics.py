@@ -259,7 +259,7 @@ class OpenTelemetryInstruments(_Watch):
         self._observation = Observation
         self._kept: deque[tuple[str, str, float]] = deque()
         self._local = threading.local()
-        # Held while durations are recorded, and during a fork: a child would find the SDK's locks held for ever.
+        # Held while durations are recorded, and during a fork: a child would find the SDK's locks held forever.
         self._recording = threading.Lock()
         self._histograms = {
             what: meter.create_histogram(

@@ -423,7 +423,7 @@ def test_a_forked_worker_has_metrics_of_its_own(make_pool: MakePool) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_no_fork_while_a_duration_is_recorded(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child could not record any more, and its borrowers would wait for ever: a lock of the SDK would be held."""
+    """The child could not record any more, and its borrowers would wait forever: a lock of the SDK would be held."""
     telemetry = OpenTelemetry()
     pool = make_pool(size=1, name="one")
     lock = threading.Lock()
