@@ -66,25 +66,23 @@ class Places(FairQueue["Connection"]):
 
         This way a borrower that writes hardly ever waits for a reset.
         """
-        connection = self.queue.pop()
-        session = connection._place.session
-        if session is None:
-            if self._pause and not self._may_open():
-                self._put(connection)  # does not wake anybody: it is not due for the other waiters either
-                raise IndexError
-        elif session.pending is not None and not _is_ready(connection):
-            for index in range(1, len(self.queue) + 1):
-                try:
-                    other = self.queue[-index]
-                except IndexError:  # other threads have taken some in the meantime
-                    break
-                place = vars(other).get("_place")
-                if place is None or place.session is None:
-                    break
-                if _is_ready(other) and self._remove(other):
-                    self.put(connection)
-                    return other
-        return connection
+        queue = self.queue
+        place = queue[-1]._place
+        if place is None or (session := place.session) is None or session.pending is None or _is_ready(queue[-1]):
+            if self._pause and place is not None and place.session is None:
+                self._check_openings()
+            return queue.pop()
+        for index in range(2, len(queue) + 1):
+            try:
+                connection = queue[-index]
+            except IndexError:  # other threads have taken some in the meantime
+                break
+            place = vars(connection).get("_place")
+            if place is None or place.session is None:
+                break
+            if _is_ready(connection) and self._remove(connection):
+                return connection
+        return queue.pop()
 
     def _remove(self, connection: Connection) -> bool:
         """Take `connection` out of the queue, in one atomic step. Return whether it was still there."""
@@ -113,13 +111,12 @@ class Places(FairQueue["Connection"]):
             self._pause = 0.0
             self._wake_first()
 
-    def _may_open(self) -> bool:
-        """Whether the next attempt to open a session is due. If so, the caller makes it."""
+    def _check_openings(self) -> None:
+        """Raise IndexError, as if the queue were empty, unless the next attempt to open a session is due."""
         now = monotonic()
         if now < self._next_opening:
-            return False
+            raise IndexError
         self._next_opening = now + self._pause
-        return True
 
     def _interval(self) -> float:
         if not self._pause:

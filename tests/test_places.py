@@ -234,7 +234,7 @@ def test_others_take_what_a_borrower_looks_at(make_pool: MakePool, monkeypatch: 
     def taken(_: Any) -> bool:
         nonlocal looks
         looks += 1
-        while looks == 2 and pool._pool.qsize() > 0:
+        while looks == 2 and pool._pool.qsize() > 1:
             others.append(pool._pool.queue.popleft())
         return False
 
