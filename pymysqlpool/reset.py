@@ -122,15 +122,16 @@ class Server:
     def _changed_in(self, connection: PyMySQLConnection) -> dict[str, str]:
         """Return the variables that the reset has not restored, each with its value in a new session.
 
-        A variable that has followed a SET GLOBAL is not one of them: in a session that is opened now it is the same.
+        A variable that had its global value, and has it after a SET GLOBAL too, is not one of them: it is the same in a
+        session that is opened now.
         """
         found = session_variables(connection)
         changed = {name: value for name, value in self._variables.items() if found.get(name, value) != value}
         if changed:
             now = _global_variables(connection)
-            for name in list(changed):
-                followed = found[name] == now.get(name) != self._globals.get(name)
-                if followed or not _is_of_session(connection, name):
+            for name, value in list(changed.items()):
+                is_global = value == self._globals.get(name) and found[name] == now.get(name)
+                if is_global or not _is_of_session(connection, name):
                     del changed[name]
         return changed
 

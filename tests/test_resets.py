@@ -189,6 +189,27 @@ def test_a_change_of_a_global_variable_is_no_fault_of_a_reset(
     assert not caplog.records
 
 
+def test_what_a_reset_does_not_restore_is_restored_after_a_set_global(make_pool: MakePool, admin: Admin) -> None:
+    """A value that a new session does not have from the global variable is restored, although that has changed."""
+    with admin.cursor() as cursor:
+        cursor.execute("select @@global.wait_timeout, @@global.interactive_timeout")
+        before = cursor.fetchone()
+        try:
+            cursor.execute("set global interactive_timeout = 2000")
+            pool = make_pool(size=1, client_flag=CLIENT.INTERACTIVE)
+            connection = pool.get_connection()
+            cursor.execute("set global wait_timeout = 1500")
+            for _ in range(3):
+                assert ask(connection, "select @@wait_timeout") == ((2000,),)
+                connection.query("set @v = 1, wait_timeout = 1501")
+                connection.close()
+                connection = pool.get_connection()
+            assert ask(connection, "select @@wait_timeout") == ((2000,),)
+            connection.close()
+        finally:
+            cursor.execute("set global wait_timeout = %s, global interactive_timeout = %s", before)
+
+
 def test_a_prepared_xa_transaction_costs_its_session(make_pool: MakePool, admin: Admin, database: str) -> None:
     """No reset ends a prepared XA transaction: the session is replaced, and the next borrower can commit."""
     pool = make_pool(size=1, autocommit=True)
