@@ -89,6 +89,39 @@ def test_200_greenlets(server: Server, database: str) -> None:
     assert (status, printed) == (0, "all answers right, all places back\n"), errors
 
 
+@pytest.mark.skipif(importlib.util.find_spec("gevent") is None, reason="gevent is not installed")
+def test_greenlets_are_told_apart_even_if_gevent_patches_late(server: Server) -> None:
+    """`holders` names the greenlet that borrowed, even if the package was imported before the patches."""
+    status, printed, errors = run_as_program(__file__, server.connect_kwargs)
+    assert (status, printed) == (0, "first second\n"), errors
+
+
+def patch_late(connect_kwargs: dict[str, Any]) -> None:
+    """Let two greenlets hold connections, and print the holders."""
+    import gevent.monkey  # noqa: PLC0415  it need not be installed for the other tests
+
+    gevent.monkey.patch_all()
+    pool = ConnectionPool(2, **connect_kwargs)
+    held = []
+
+    def borrow(name: str) -> None:
+        threading.current_thread().name = name
+        held.append(pool.get_connection())
+        gevent.sleep(60)
+
+    greenlets = [gevent.spawn(borrow, name) for name in ("first", "second")]
+    while len(held) < len(greenlets):
+        gevent.sleep(0)
+    try:
+        pool.get_connection(timeout=0)
+    except GetConnectionFromPoolError as error:
+        print(*[holder["thread"] for holder in error.holders])
+    gevent.killall(greenlets)
+    for connection in held:
+        connection.close()
+    pool.close()
+
+
 def main(connect_kwargs: dict[str, Any], database: str) -> None:
     """Let greenlets compete for a pool, interrupted by timeouts at any point."""
     import gevent  # noqa: PLC0415  it need not be installed for the other tests
@@ -123,4 +156,5 @@ def main(connect_kwargs: dict[str, Any], database: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*program_arguments())
+    arguments = program_arguments()
+    (main if len(arguments) > 1 else patch_late)(*arguments)
